@@ -1,0 +1,8 @@
+"""What a run does beside training: checkpoints, samples, progress, and stopping well."""
+
+from ganforge.callbacks.checkpoints import Checkpoints
+from ganforge.callbacks.progress import Progress
+from ganforge.callbacks.samples import Samples
+from ganforge.callbacks.stopping import Stopping
+
+__all__ = ["Checkpoints", "Progress", "Samples", "Stopping"]

@@ -1,0 +1,137 @@
+"""Checkpoints that survive a kill at any moment: written whole, checked by their digests, never only one."""
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from ganforge.callbacks.stopping import Diverged
+from ganforge.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there once it is safely on the disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `checkpoints/last.ckpt`, the one before it as `previous.ckpt`, and `best-*.ckpt` by a monitored metric.
+
+    Written before the first step, every `every` steps and at the end. `mode` is min or max.
+    """
+
+    def __init__(self, every: int, monitor: str | None = None, mode: str = "min"):
+        if every < 1:
+            raise ValueError(f"checkpoint_every={every}: must be at least 1")
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode={mode}: must be min or max")
+        self.every = every
+        self.monitor = monitor
+        self.mode = mode
+        self.best: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.best
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.save(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        # Lightning takes a checkpoint from here for one of after the validation, and would skip that on resuming
+        if self._is_due(trainer) and not _validates(trainer):
+            self.save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.state.fn == "fit":
+            return
+        self._keep_best(trainer)
+        if self._is_due(trainer):
+            self.save(trainer, pl_module)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        ends = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done and (
+            trainer.global_step >= trainer.fit_loop.epoch_loop.max_steps > -1
+            or trainer.current_epoch + 1 == trainer.max_epochs
+        )
+        return ends or trainer.global_step % self.every == 0
+
+    def save(self, trainer: Trainer, pl_module: Any) -> None:
+        if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
+            raise Diverged(
+                f"The weights are not finite after step {trainer.global_step}: training stopped. The last good "
+                "checkpoint is in checkpoints/. A lower learning rate or model.gradient_clip=1 often helps."
+            )
+        pl_module.broadcast_buffers()
+        for logger in trainer.loggers:  # what a checkpoint vouches for must not be lost in a buffer
+            getattr(getattr(logger, "experiment", None), "flush", lambda: None)()
+        folder = Path(trainer.default_root_dir, "checkpoints")
+        trainer.save_checkpoint(folder / "next.ckpt")
+        if trainer.is_global_zero:
+            if (folder / "last.ckpt").exists():
+                (folder / "last.ckpt").replace(folder / "previous.ckpt")
+            (folder / "next.ckpt").replace(folder / "last.ckpt")
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
+        if value is None:
+            return
+        sign = 1 if self.mode == "min" else -1
+        if self.best and sign * float(value) >= sign * self.best["value"]:
+            return
+        self.best = {"value": float(value), "step": trainer.global_step}
+        folder = Path(trainer.default_root_dir, "checkpoints")
+        path = folder / f"best-{str(self.monitor).replace('/', '_')}-step-{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            for other in folder.glob("best-*.ckpt"):
+                if other != path:
+                    other.unlink()
+
+
+def _validates(trainer: Trainer) -> bool:
+    """Whether the current step is followed by a validation."""
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def is_intact(path: Path) -> bool:
+    """Whether every record of a checkpoint has the CRC-32 that torch wrote with it."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, RuntimeError):
+        return False
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """The newest intact checkpoint of a run folder, with a warning where the last one is damaged."""
+    folder = run / "checkpoints"
+    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
+        if path.exists() and is_intact(path):
+            return path
+        log.warning("%s is %s: taking the one before it", path, "damaged" if path.exists() else "missing")
+    raise UserError(f"{folder} holds no intact checkpoint: neither last.ckpt nor previous.ckpt can be read")

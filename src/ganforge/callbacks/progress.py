@@ -1,0 +1,102 @@
+"""One progress bar for the whole run."""
+
+import logging
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+log = logging.getLogger(__name__)
+
+
+class Progress(ProgressBar):
+    """Steps of the whole run, the losses of D and G, images per second and the time left.
+
+    Redrawn every `refresh` seconds on a terminal; elsewhere a line is written every `line_every` seconds.
+    """
+
+    def __init__(self, refresh: float = 0.5, line_every: float = 30):
+        super().__init__()
+        self.refresh = refresh
+        self.line_every = line_every
+        self._bar: RichProgress | None = None
+        self._enabled = True
+        self._next = 0.0
+
+    def disable(self) -> None:  # Lightning calls it on the ranks that shall be silent
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._enabled:
+            return
+        self._bar = RichProgress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            auto_refresh=False,  # a thread that draws would take time from the training
+            speed_estimate_period=120,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("", total=steps_of(trainer), completed=trainer.global_step, values="")
+        self._next = time.monotonic() + (self.refresh if self._bar.console.is_terminal else self.line_every)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self._bar is None or time.monotonic() < self._next:
+            return
+        values = describe(getattr(pl_module, "logged", {}))
+        self._bar.update(self._task, completed=trainer.global_step, values=values)
+        if self._bar.console.is_terminal:
+            self._bar.refresh()
+            self._next = time.monotonic() + self.refresh
+        else:
+            left = self._bar.tasks[self._task].time_remaining
+            log.info("step %d of %s  %s  %s", trainer.global_step, steps_of(trainer), values, clock(left))
+            self._next = time.monotonic() + self.line_every
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None:
+            values = describe(getattr(pl_module, "logged", {}))
+            self._bar.update(self._task, completed=trainer.global_step, values=values)
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def steps_of(trainer: Trainer) -> int | None:
+    """How many steps the whole run has; None where it has no end."""
+    limits = [trainer.max_steps] if trainer.max_steps > -1 else []
+    if trainer.max_epochs is not None and trainer.max_epochs > -1:
+        limits.append(int(trainer.max_epochs * trainer.num_training_batches))
+    return min(limits, default=None)
+
+
+def describe(logged: dict[str, float]) -> str:
+    names = {"D": "loss_d/total", "G": "loss_g/total"}
+    parts = [f"{short} {logged[name]:.3f}" for short, name in names.items() if name in logged]
+    if rate := logged.get("time/images_per_second"):
+        parts.append(f"{rate:,.0f} images/s")
+    return "  ".join(parts)
+
+
+def clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"

@@ -1,0 +1,57 @@
+"""Pictures of a training, from the same latents every time."""
+
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from ganforge.pictures import animate, picture, save_picture
+from ganforge.randomness import CHUNK
+
+
+class Samples(Callback):
+    """Draws `count` samples before training, every `every` steps and at the end, into `samples/` and TensorBoard.
+
+    At the end `samples/training.gif` shows them in motion.
+    """
+
+    def __init__(self, every: int, count: int = 64):
+        if every < 1 or count < 1:
+            raise ValueError("sample_every and callbacks.samples.count must be at least 1")
+        self.every = every
+        self.count = count
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.draw(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.every == 0:
+            self.draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        if not picture_path(trainer).exists():
+            self.draw(trainer, pl_module)
+        animate(sorted(picture_path(trainer).parent.glob("step-*.png")), picture_path(trainer).with_name("training.gif"))
+
+    def draw(self, trainer: Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        chunks = [pl_module.sample_chunk(chunk) for chunk in range(ceil(self.count / CHUNK))]
+        image = picture(torch.cat(chunks)[: self.count], trainer.datamodule.real)  # type: ignore[attr-defined]
+        save_picture(image, picture_path(trainer))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", np.atleast_3d(image), trainer.global_step, dataformats="HWC")
+
+
+def picture_path(trainer: Trainer) -> Path:
+    """Where the picture of the current step belongs."""
+    return Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:08d}.png"

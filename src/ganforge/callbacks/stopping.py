@@ -1,0 +1,73 @@
+"""Stopping a run well: on Ctrl-C at the end of the step, and at once when a loss is no number any more."""
+
+import logging
+import signal
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from ganforge.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Diverged(UserError):
+    """A loss became NaN or infinite."""
+
+
+class Stopping(Callback):
+    """Ends the run after the current step on Ctrl-C, and raises `Diverged` on a loss that is NaN or infinite.
+
+    `interrupted` says afterwards whether it was Ctrl-C. All ranks stop at the same step, whichever of them noticed.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._handler: Any = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._handler = signal.signal(signal.SIGINT, lambda *_: self._interrupt(trainer))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _interrupt(self, trainer: Trainer) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if trainer.is_global_zero:
+            log.warning("Stopping at the end of this step. Ctrl-C again stops at once.")
+
+    def _restore(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        bad_term = self._bad_term(pl_module)
+        flags = torch.tensor([self.interrupted, bad_term is not None], dtype=torch.int32, device=pl_module.device)
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(flags)
+        interrupted, diverged = flags.tolist()
+        if diverged:
+            raise Diverged(
+                f"{bad_term or 'A loss'} is not finite at step {trainer.global_step}: training stopped. The last good "
+                "checkpoint is in checkpoints/. A lower learning rate (model.generator_optimizer.lr, "
+                "model.discriminator_optimizer.lr) or model.gradient_clip=1 often helps."
+            )
+        if interrupted:
+            self.interrupted = True
+            # not trainer.should_stop: it would run a validation that is not due
+            trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+
+    @staticmethod
+    def _bad_term(pl_module: Any) -> str | None:
+        # reading a loss makes a GPU wait, so there only the steps that wait anyway are looked at
+        if pl_module.device.type != "cpu" and not pl_module.is_logging:
+            return None
+        finite = torch.stack(list(pl_module.terms.values())).isfinite().tolist()
+        return next((name for name, good in zip(pl_module.terms, finite, strict=True) if not good), None)

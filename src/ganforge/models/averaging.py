@@ -1,0 +1,27 @@
+"""The moving average of a generator's weights."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of weights and buffers, without gradients.
+
+    The decay ramps up as (1 + n) / (10 + n) with the number of updates n, so that the random first weights are soon
+    forgotten.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"the decay of a moving average must be in [0, 1), not {decay}")
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], currents: list[Tensor], count: Tensor) -> None:
+        if not averages[0].is_floating_point():  # BatchNorm's counter
+            torch._foreach_copy_(averages, currents)
+            return
+        n = count.item()
+        torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + n) / (10 + n)))
+
+    average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    average.requires_grad_(False)
+    return average

@@ -1,0 +1,267 @@
+"""The adversarial game: the alternating step that every variant is built on."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from ganforge import randomness
+from ganforge.data.base import Batch
+from ganforge.latents import Latent
+from ganforge.losses import Loss
+from ganforge.models.averaging import moving_average
+from ganforge.regularizers import Regularizer
+
+Terms = dict[str, Tensor]
+"""The summands of a loss, under their names in the config."""
+
+
+class Game(NamedTuple):
+    """One discriminator against one generator; `name` distinguishes the games of a model that plays several."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    name: str = ""
+
+
+class GAN(LightningModule):
+    """A generator and a discriminator in alternating steps (Goodfellow et al., 2014).
+
+    One step is `discriminator_steps` updates of D, each on real rows and fakes of its own, then `generator_steps`
+    updates of G; `trainer.global_step` counts steps, not optimizer calls. Optimizers and `schedule` are partials that
+    lack the parameters, or the optimizer. `gradient_clip` is a maximal norm per network.
+
+    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        latent: Latent,
+        loss: Loss,
+        regularizers: Mapping[str, Regularizer],
+        generator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        discriminator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        discriminator_steps: int = 1,
+        generator_steps: int = 1,
+        gradient_clip: float | None = None,
+        moving_average_decay: float | None = 0.999,
+        moving_average_every: int = 10,
+        compile: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        if min(discriminator_steps, generator_steps) < 1:
+            raise ValueError("discriminator_steps and generator_steps must be at least 1")
+        if gradient_clip is not None and gradient_clip <= 0:
+            raise ValueError(f"gradient_clip={gradient_clip}: must be a positive norm, or null for no clipping")
+        for name, regularizer in regularizers.items():
+            for module in discriminator.modules():
+                if isinstance(module, regularizer.refuses):
+                    raise ValueError(
+                        f"regularizer={name} does not work with a discriminator that has {type(module).__name__}: "
+                        "set model.discriminator.normalization=null"
+                    )
+        self.generator = generator
+        self.discriminator = discriminator
+        self.latent = latent
+        self.loss = loss
+        self.regularizers = dict(regularizers)
+        self.generator_optimizer = generator_optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self.schedule = schedule
+        self.discriminator_steps = discriminator_steps
+        self.generator_steps = generator_steps
+        self.gradient_clip = gradient_clip
+        self.seed = seed
+        self.average: AveragedModel | None = None
+        self.average_every = moving_average_every
+        if moving_average_decay is not None:
+            self.average = moving_average(generator, moving_average_decay**moving_average_every)
+        if compile:  # the networks, not the module; in place, which leaves the names of their weights alone
+            generator.compile()
+            discriminator.compile()
+
+        self.terms: Terms = {}
+        """The loss terms of the latest step."""
+        self.logged: dict[str, float] = {}
+        """What was logged last, averaged over the ranks."""
+        self.step_number = 0
+        """The number of the step being played, from 1."""
+        self.is_logging = False
+        self._records: Terms = {}
+        self._clock: tuple[int, float] | None = None
+
+    # What a variant overrides ------------------------------------------------------------------------------------
+
+    @property
+    def games(self) -> list[Game]:
+        return [Game(self.generator, self.discriminator)]
+
+    def generate(self, game: Game, latent: Tensor | None, condition: Tensor | None) -> Tensor:
+        return game.generator(latent, condition)
+
+    def discriminator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
+        real_logits = game.discriminator(batch.real, batch.condition)
+        fake_logits = game.discriminator(fake, batch.condition)
+        self.record(game, "logits/real", real_logits)
+        self.record(game, "logits/fake", fake_logits)
+        terms = {"adversarial": self.loss.discriminator(real_logits, fake_logits)}
+        for name, regularizer in self.regularizers.items():
+            if self.step_number % regularizer.every == 0:
+                penalty = regularizer(game.discriminator, batch.real, fake, batch.condition)
+                terms[name] = regularizer.weight * regularizer.every * penalty
+        return terms
+
+    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
+        fake_logits = game.discriminator(fake, batch.condition)
+        real_logits = game.discriminator(batch.real, batch.condition) if self.loss.needs_real else None
+        return {"adversarial": self.loss.generator(fake_logits, real_logits)}
+
+    # The step ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        self.step_number = self.trainer.global_step + 1
+        self.is_logging = self.step_number % self.trainer.log_every_n_steps == 0
+        randomness.start_step(self.seed, self.step_number, self.global_rank, self.trainer.world_size, self.device)
+        self.terms, self._records = {}, {}
+        optimizers = self._optimizers()
+        for game in self.games:
+            self.play(game, batch, next(optimizers), next(optimizers))
+        if self.average is not None and self.step_number % self.average_every == 0:
+            self.average.update_parameters(self.generator)
+        if self.schedule:
+            for schedule in self.lr_schedulers():
+                schedule.step()
+        if self.is_logging:
+            self._log(batch.size * self.trainer.world_size)
+        self._count_step()
+
+    def play(self, game: Game, batch: Batch, optimizer_d: Optimizer, optimizer_g: Optimizer) -> None:
+        """One step of one game."""
+        parts = batch.split(self.discriminator_steps)
+        for part in parts:
+            # the last fake serves G's first update as well: G does not change in between
+            with torch.set_grad_enabled(part is parts[-1]):
+                fake = self.generate(game, self.draw_latent(part.size), part.condition)
+            terms = self.discriminator_loss(game, part, fake.detach())
+            self._update(game, "d", game.discriminator, optimizer_d, terms)
+        for repetition in range(self.generator_steps):
+            if repetition > 0:
+                fake = self.generate(game, self.draw_latent(part.size), part.condition)
+            with _frozen(game.discriminator):
+                terms = self.generator_loss(game, part, fake)
+                self._update(game, "g", game.generator, optimizer_g, terms)
+
+    def draw_latent(self, count: int) -> Tensor:
+        """This rank's rows of the latent of the whole batch."""
+        return randomness.for_batch(self.latent, count).to(self.device, self.dtype)
+
+    def record(self, game: Game, name: str, value: Tensor) -> None:
+        """Log the mean of a value, if this step is one that logs."""
+        if self.is_logging:
+            self._records["/".join(filter(None, (game.name, name)))] = value.detach().mean().float()
+
+    def _update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: Terms) -> None:
+        total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+        optimizer.zero_grad()
+        self.manual_backward(total)
+        if self.gradient_clip is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
+        for name, term in {**terms, "total": total}.items():
+            self.terms[f"loss_{player}/{name}"] = term.detach()
+            self.record(game, f"loss_{player}/{name}", term)
+        if self.is_logging:
+            norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+            self.record(game, f"gradient_norm/{player}", norm)
+            if self.schedule:
+                self.record(game, f"learning_rate/{player}", torch.tensor(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+
+    # Lightning's side --------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        optimizers = [
+            partial(network.parameters())
+            for game in self.games
+            for partial, network in (
+                (self.discriminator_optimizer, game.discriminator),
+                (self.generator_optimizer, game.generator),
+            )
+        ]
+        return optimizers, [self.schedule(optimizer) for optimizer in optimizers] if self.schedule else []
+
+    def _optimizers(self) -> Iterator[Any]:
+        for optimizer in self.optimizers():
+            # Lightning would count every optimizer call as a step of the run (its issue 17958)
+            optimizer._on_before_step = optimizer._on_after_step = _nothing
+            yield optimizer
+
+    def _count_step(self) -> None:
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
+
+    def _log(self, images: int) -> None:
+        """Log directly: `self.log` costs a tenth of a small step, and numbers the steps from 0."""
+        means = self.trainer.strategy.reduce(torch.stack(list(self._records.values())), reduce_op="mean")
+        self.logged = dict(zip(self._records, means.tolist(), strict=True))
+        now = time.perf_counter()
+        if self._clock is not None:
+            step, then = self._clock
+            self.logged["time/images_per_second"] = images * (self.step_number - step) / (now - then)
+        self._clock = self.step_number, now
+        for logger in self.loggers:
+            logger.log_metrics(self.logged, step=self.step_number)
+
+    def on_validation_start(self) -> None:
+        self.broadcast_buffers()
+
+    def broadcast_buffers(self) -> None:
+        """Give all ranks the buffers of rank 0: under manual optimization DDP does not, and BatchNorm's drift apart."""
+        if self.trainer.world_size > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    # Sampling ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, latent: Tensor | None, condition: Tensor | None = None) -> Tensor:
+        """Samples of the moving average of the generator if there is one, without a trace in the training state."""
+        generator = self.average.module if self.average is not None else self.generator
+        was_training = generator.training
+        generator.eval()
+        try:
+            return self.generate(Game(generator, self.discriminator), latent, condition)
+        finally:
+            generator.train(was_training)
+
+    def sample_chunk(self, chunk: int, seed: int | None = None) -> Tensor:
+        """Evaluation samples chunk * CHUNK, ... of a seed, the run's own by default."""
+        latent = randomness.sample_chunk(self.latent, self.seed if seed is None else seed, chunk)
+        return self.sample(latent.to(self.device, self.dtype))
+
+    def validation_step(self, chunk: int, batch_idx: int) -> Tensor:
+        return self.sample_chunk(chunk)
+
+
+def _nothing() -> None: ...
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)

@@ -1,0 +1,134 @@
+"""Convolutional generator and discriminator of DCGAN (Radford et al., 2016)."""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+Layer = Callable[..., nn.Module]
+
+SIZES = tuple(sorted(start * 2**halvings for start in (4, 5, 6, 7) for halvings in (2, 3, 4, 5)))
+"""Image sizes that come from a 4 to 7 pixel map by doubling: 16, 20, ... 28, 32, ... 64, ... 128, ... 224."""
+
+
+def coarsest(image_size: int) -> tuple[int, int]:
+    """The side of the coarsest map and how often it doubles: 28 -> (7, 2), 64 -> (4, 4)."""
+    if not 28 <= image_size <= 128 or image_size not in SIZES:
+        made = ", ".join(str(size) for size in SIZES if 28 <= size <= 128)
+        raise ValueError(f"image_size={image_size}: DCGAN makes images of {made} pixels; choose one with data.image_size")
+    doublings = (image_size // 4).bit_length() - 1
+    return image_size // 2**doublings, doublings
+
+
+def initialize(module: nn.Module) -> None:
+    """Weights from N(0, 0.02) as the paper says; normalisation gains from N(1, 0.02) as its implementations do."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(getattr(module, "weight", None), nn.Parameter) and isinstance(module.bias, nn.Parameter):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _layer_count(image_size: int, layers: int | None) -> tuple[int, int, int]:
+    """(side of the coarsest map, number of layers, how many of them keep the resolution)."""
+    side, doublings = coarsest(image_size)
+    count = doublings if layers is None else layers
+    if count < doublings:
+        raise ValueError(f"layers={layers}: an image of {image_size} pixels needs at least {doublings}")
+    return side, count, count - doublings
+
+
+class Generator(nn.Module):
+    """From a latent (N, latent_size) to images (N, channels, image_size, image_size) in [-1, 1].
+
+    A linear layer makes the coarsest map, each layer doubles its side and halves its width, down to `width` before
+    the last; `layers` beyond what the size needs keep the resolution and come first, at the coarsest map.
+    `kernel_size` is 4 or 5 (the paper draws 5, most implementations use 4); `activation` makes a layer,
+    `normalization` makes one from a number of channels.
+    """
+
+    def __init__(
+        self,
+        latent_size: int,
+        image_size: int,
+        channels: int,
+        width: int = 64,
+        layers: int | None = None,
+        kernel_size: int = 4,
+        activation: Layer = nn.ReLU,
+        normalization: Layer | None = nn.BatchNorm2d,
+    ):
+        super().__init__()
+        side, count, keeping = _layer_count(image_size, layers)
+        widths = [width * 2**i for i in reversed(range(count))]
+        bias = normalization is None  # a normalisation subtracts the bias again
+
+        def hidden(features: int) -> list[nn.Module]:
+            return [normalization(features)] * (normalization is not None) + [activation()]
+
+        modules: list[nn.Module] = [
+            nn.Linear(latent_size, widths[0] * side**2, bias=bias),
+            nn.Unflatten(1, (widths[0], side, side)),
+            *hidden(widths[0]),
+        ]
+        for i, after in enumerate([*widths[1:], channels]):
+            last = i == count - 1
+            stride = 1 if i < keeping else 2
+            if stride == 1:
+                layer: nn.Module = nn.Conv2d(widths[i], after, kernel_size, padding="same", bias=bias or last)
+            else:
+                # padding such that the side exactly doubles
+                layer = nn.ConvTranspose2d(
+                    widths[i], after, kernel_size, 2, (kernel_size - 1) // 2, kernel_size % 2, bias=bias or last
+                )
+            modules += [layer, nn.Tanh()] if last else [layer, *hidden(after)]
+        self.layers = nn.Sequential(*modules)
+        self.apply(initialize)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions, same numbers
+
+    def forward(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.layers(latent)
+
+
+class Discriminator(nn.Module):
+    """From images (N, channels, image_size, image_size) to logits (N,).
+
+    Each layer halves the side and doubles the width, from `width`; no normalisation on the first (Radford et al.).
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        width: int = 64,
+        layers: int | None = None,
+        kernel_size: int = 4,
+        activation: Layer = nn.LeakyReLU,
+        normalization: Layer | None = nn.BatchNorm2d,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        side, count, keeping = _layer_count(image_size, layers)
+        modules: list[nn.Module] = []
+        before = channels
+        for i in range(count):
+            normalized = i > 0 and normalization is not None
+            after = width * 2**i
+            stride = 2 if i < count - keeping else 1
+            padding: int | str = (kernel_size - 1) // 2 if stride == 2 else "same"
+            modules.append(nn.Conv2d(before, after, kernel_size, stride, padding, bias=not normalized))
+            if i > 0 and normalization is not None:
+                modules.append(normalization(after))
+            modules.append(activation())
+            if dropout:
+                modules.append(nn.Dropout(dropout))
+            before = after
+        self.layers = nn.Sequential(*modules, nn.Flatten(), nn.Linear(before * side**2, 1), nn.Flatten(0))
+        self.apply(initialize)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions, same numbers
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.layers(sample)

@@ -1,0 +1,67 @@
+"""Fully connected generator and discriminator, for small images and for points."""
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+from torch import Tensor, nn
+
+Layer = Callable[..., nn.Module]
+
+
+def _hidden(sizes: Sequence[int], activation: Layer, normalization: Layer | None) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers.append(nn.Linear(before, after))
+        if normalization is not None:
+            layers.append(normalization(after))
+        layers.append(activation())
+    return layers
+
+
+class Generator(nn.Module):
+    """MLP from a latent (N, latent_size) to samples (N, *shape).
+
+    `activation` makes a layer, `normalization` makes one from a number of features; `output` (nn.Tanh for images)
+    bounds the samples, None leaves them unbounded.
+    """
+
+    def __init__(
+        self,
+        latent_size: int,
+        shape: Sequence[int],
+        hidden: Sequence[int],
+        activation: Layer = nn.LeakyReLU,
+        normalization: Layer | None = None,
+        output: Layer | None = nn.Tanh,
+    ):
+        super().__init__()
+        sizes = [latent_size, *hidden]
+        self.layers = nn.Sequential(
+            *_hidden(sizes, activation, normalization),
+            nn.Linear(sizes[-1], prod(shape)),
+            output() if output else nn.Identity(),
+            nn.Unflatten(1, tuple(shape)),
+        )
+
+    def forward(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.layers(latent)
+
+
+class Discriminator(nn.Module):
+    """MLP from samples (N, *shape) to logits (N,)."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        hidden: Sequence[int],
+        activation: Layer = nn.LeakyReLU,
+        normalization: Layer | None = None,
+    ):
+        super().__init__()
+        sizes = [prod(shape), *hidden]
+        self.layers = nn.Sequential(
+            nn.Flatten(), *_hidden(sizes, activation, normalization), nn.Linear(sizes[-1], 1), nn.Flatten(0)
+        )
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.layers(sample)

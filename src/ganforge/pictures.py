@@ -1,0 +1,59 @@
+"""Samples as pictures: a grid of images, or a scatter plot of points."""
+
+from io import BytesIO
+from math import ceil, sqrt
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from ganforge.data.base import to_uint8
+
+FRAMES = 100
+"""An animation of a training shows at most so many of its pictures."""
+
+
+def picture(samples: Tensor, real: Tensor | None = None, columns: int | None = None) -> Image.Image:
+    """Images (N, C, H, W) in [-1, 1] as a grid, as square as can be; points (N, 2) as a plot over the real ones."""
+    if samples.ndim == 2:
+        return scatter(samples, real)
+    grid = make_grid(to_uint8(samples.cpu()), nrow=columns or ceil(sqrt(len(samples))))
+    return to_pil_image(grid)
+
+
+def scatter(points: Tensor, real: Tensor | None = None) -> Image.Image:
+    """Generated points over real ones, on axes that the real ones set, so that pictures can be compared."""
+    from matplotlib.figure import Figure  # slow to import, and only needed for points
+
+    figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    if real is not None:
+        axes.scatter(*real[:2000].cpu().T, s=4, color="lightgrey", label="data")
+        low, high = real.min(0).values.cpu(), real.max(0).values.cpu()
+        margin = 0.15 * (high - low)
+        axes.set_xlim(float((low - margin)[0]), float((high + margin)[0]))
+        axes.set_ylim(float((low - margin)[1]), float((high + margin)[1]))
+    axes.scatter(*points.cpu().T, s=4, color="tab:blue", label="generated")
+    axes.legend(loc="upper center", ncols=2, frameon=False)
+    buffer = BytesIO()
+    figure.savefig(buffer)
+    return Image.open(buffer).convert("RGB")
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a PNG that appears under its name complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    image.save(part, format="PNG")
+    part.replace(path)
+
+
+def animate(pictures: list[Path], path: Path) -> None:
+    """Write pictures as a GIF of a few seconds that rests on the last one."""
+    chosen = torch.linspace(0, len(pictures) - 1, min(FRAMES, len(pictures))).round().int().tolist()
+    frames = [Image.open(pictures[i]).convert("RGB") for i in chosen]
+    durations = [100] * (len(frames) - 1) + [2000]  # milliseconds
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)

@@ -1,0 +1,72 @@
+"""Random numbers that are a function of their place in an experiment, never of what was drawn before.
+
+That is what lets a killed run resume bit for bit, and one experiment be the same on any number of devices.
+Numbers are drawn on the CPU, so that they do not depend on the kind of device either.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Draw = Callable[[int, torch.Generator], Tensor]
+"""Draws `count` rows from a generator."""
+
+CHUNK = 64
+"""Evaluation samples are drawn and generated in chunks of this size, whoever asks for how many: rounding inside a
+network depends on the shape of its batch, and the images must not."""
+
+
+class Stream(IntEnum):
+    """What a random number is for; separates streams that share a seed."""
+
+    ORDER = 0
+    STEP = 1
+    LAYERS = 2
+    SAMPLES = 3
+    DATA = 4
+
+
+def generator(seed: int, stream: Stream, *place: int) -> torch.Generator:
+    """A CPU generator for a place such as (seed, Stream.STEP, 1200)."""
+    (state,) = np.random.SeedSequence((seed, stream, *place)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state))
+
+
+@dataclass
+class _Step:
+    generator: torch.Generator = field(default_factory=lambda: torch.default_generator)
+    rank: int = 0
+    world_size: int = 1
+
+
+_step = _Step()
+
+
+def start_step(seed: int, step: int, rank: int, world_size: int, device: torch.device) -> None:
+    """Begin the random streams of a training step.
+
+    `for_batch` draws from (seed, step); layers with noise of their own, such as dropout, which draw from torch's
+    global generators, from (seed, step, rank).
+    """
+    _step.generator = generator(seed, Stream.STEP, step)
+    _step.rank, _step.world_size = rank, world_size
+    layers = generator(seed, Stream.LAYERS, step, rank).initial_seed()
+    # not torch.manual_seed: it formats a stack trace per call on machines without a GPU
+    torch.default_generator.manual_seed(layers)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(layers)
+
+
+def for_batch(draw: Draw, count: int) -> Tensor:
+    """`count` rows for this rank, taken from a draw for the whole batch of the current training step."""
+    whole = draw(count * _step.world_size, _step.generator)
+    return whole[_step.rank * count : (_step.rank + 1) * count]
+
+
+def sample_chunk(draw: Draw, seed: int, chunk: int) -> Tensor:
+    """The draws of evaluation samples chunk * CHUNK, ..., chunk * CHUNK + CHUNK - 1."""
+    return draw(CHUNK, generator(seed, Stream.SAMPLES, chunk))

@@ -1,0 +1,102 @@
+"""What a run's folder tells about the run besides checkpoints and samples."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+PACKAGES = ("ganforge", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
+
+
+def describe(config: DictConfig, folder: Path, trainer: Trainer) -> None:
+    """Write `environment.json`, and the config and a layout of the losses to TensorBoard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "environment.json").write_text(json.dumps(environment(config, trainer), indent=2) + "\n")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            text = OmegaConf.to_yaml(config)
+            logger.experiment.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))
+            losses = ["loss_d/total", "loss_g/total"]
+            logits = ["logits/real", "logits/fake"]
+            norms = ["gradient_norm/d", "gradient_norm/g"]
+            logger.experiment.add_custom_scalars(
+                {
+                    "game": {
+                        "losses of D and G": ["Multiline", losses],
+                        "D's output on real and fake": ["Multiline", logits],
+                        "gradient norms of D and G": ["Multiline", norms],
+                    }
+                }
+            )
+
+
+def environment(config: DictConfig, trainer: Trainer) -> dict[str, Any]:
+    """What a person needs to know to repeat a run elsewhere."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "accelerator": type(trainer.accelerator).__name__,
+        "devices": trainer.world_size,
+        "seed": config.seed,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def drop_events_after(folder: Path, step: int) -> None:
+    """Remove from TensorBoard's files what a killed run logged after its last checkpoint, and will log again."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    for path in folder.glob("events.out.tfevents.*"):
+        records = [record for record in RawEventFileLoader(str(path)).Load() if Event.FromString(record).step <= step]
+        part = path.with_name(f"part.{path.name}")
+        with part.open("wb") as file:
+            writer = RecordWriter(file)
+            for record in records:
+                writer.write(record)
+        part.replace(path)
+
+
+def finish_message(folder: Path, interrupted: bool, step: int) -> str:
+    """What a person wants to know when training ends."""
+    run = _short(folder)
+    if interrupted:
+        return f"Stopped after step {step}. Go on with:\n  python train.py resume={run}"
+    return "\n".join(
+        [
+            f"Finished {step} steps.",
+            f"  run folder   {run}",
+            f"  samples      {run}/samples/step-{step:08d}.png",
+            "Try next:",
+            f"  python sample.py run={run} num_samples=100 seed=1",
+            f"  python sample.py run={run} interpolate=true",
+            "  tensorboard --logdir logs",
+        ]
+    )
+
+
+def _short(folder: Path) -> str:
+    """The folder as one would type it, from here."""
+    path = folder.resolve()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

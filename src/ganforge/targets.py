@@ -1,0 +1,58 @@
+"""What a recorded config may instantiate: classes of known kinds from known packages, never functions."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.utils import get_class
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ganforge.errors import UserError
+from ganforge.latents import Latent
+from ganforge.losses import Loss
+from ganforge.regularizers import Regularizer
+
+PACKAGES = ("ganforge", "torch.nn", "torch.optim", "lightning.pytorch")
+BASES = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, LightningDataModule, Callback, Logger, Trainer)
+
+
+def check_targets(config: DictConfig) -> None:
+    """Raise UserError where a config names a target that a stranger's run folder must not make.
+
+    Packages of one's own are admitted by naming them in the environment: GANFORGE_TRUST=my_package,other.
+    """
+    trusted = [name for name in os.environ.get("GANFORGE_TRUST", "").split(",") if name]
+    for target in _targets(OmegaConf.to_container(config, resolve=True)):
+        if _within(target, trusted):
+            continue
+        if not _within(target, PACKAGES):
+            raise UserError(
+                f"This run makes {target}, which is not of {', '.join(PACKAGES)}. If it is yours, and you trust the run "
+                f"folder, set GANFORGE_TRUST={target.partition('.')[0]} in the environment"
+            )
+        try:
+            cls = get_class(target)
+        except Exception as error:
+            raise UserError(f"This run makes {target}, which is no class") from error
+        if not issubclass(cls, BASES):
+            raise UserError(f"This run makes {target}, which is no network, optimizer, loss, dataset or callback")
+
+
+def _within(target: str, packages: Any) -> bool:
+    return any(target.startswith(f"{package}.") for package in packages)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)

@@ -1,0 +1,19 @@
+"""Train a GAN: `python train.py model=dcgan data=mnist`. All options: `python train.py --help`."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from ganforge.cli import entry_point
+
+
+@entry_point("train")
+def main(config: DictConfig) -> int:
+    from ganforge.experiment import train
+
+    return train(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+if __name__ == "__main__":
+    main()
