@@ -38,6 +38,7 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
         conf = script.parent / "conf"
 
         def run(config: DictConfig) -> None:
+            sys.argv[1:] = original  # Lightning starts the other ranks with these
             in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
                 if in_sweep and str(config.get("trainer", {}).get("devices", 1)) != "1":
@@ -54,10 +55,12 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
             if status:
                 sys.exit(status)
 
+        original = sys.argv[1:]
+
         def main() -> None:
             register_resolvers()
             try:
-                sys.argv[1:] = _resolved_arguments(sys.argv[1:], conf)
+                sys.argv[1:] = _resolved_arguments(original, conf)
             except UserError as error:
                 sys.exit(_complain(str(error)))
             hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(run)()

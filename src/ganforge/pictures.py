@@ -16,11 +16,11 @@ FRAMES = 100
 """An animation of a training shows at most so many of its pictures."""
 
 
-def picture(samples: Tensor, real: Tensor | None = None, columns: int | None = None) -> Image.Image:
+def picture(samples: Tensor, real: Tensor | None = None, columns: int | None = None, padding: int = 2) -> Image.Image:
     """Images (N, C, H, W) in [-1, 1] as a grid, as square as can be; points (N, 2) as a plot over the real ones."""
     if samples.ndim == 2:
         return scatter(samples, real)
-    grid = make_grid(to_uint8(samples.cpu()), nrow=columns or ceil(sqrt(len(samples))))
+    grid = make_grid(to_uint8(samples.cpu()), nrow=columns or ceil(sqrt(len(samples))), padding=padding)
     return to_pil_image(grid)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,10 +29,23 @@ class Stream(IntEnum):
     DATA = 4
 
 
+_MASK = 2**64 - 1
+
+
+def _mix(*place: int) -> int:
+    """64 bits that look random and depend on every number of a place: SplitMix64 (Steele et al., 2014)."""
+    state = 0
+    for number in place:
+        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
 def generator(seed: int, stream: Stream, *place: int) -> torch.Generator:
     """A CPU generator for a place such as (seed, Stream.STEP, 1200)."""
-    (state,) = np.random.SeedSequence((seed, stream, *place)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state))
+    return torch.Generator().manual_seed(_mix(seed, stream, *place))
 
 
 @dataclass
@@ -54,7 +66,7 @@ def start_step(seed: int, step: int, rank: int, world_size: int, device: torch.d
     """
     _step.generator = generator(seed, Stream.STEP, step)
     _step.rank, _step.world_size = rank, world_size
-    layers = generator(seed, Stream.LAYERS, step, rank).initial_seed()
+    layers = _mix(seed, Stream.LAYERS, step, rank)
     # not torch.manual_seed: it formats a stack trace per call on machines without a GPU
     torch.default_generator.manual_seed(layers)
     if device.type != "cpu":

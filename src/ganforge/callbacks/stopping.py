@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from math import isfinite
 from typing import Any
 
 import torch
@@ -49,10 +50,11 @@ class Stopping(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         bad_term = self._bad_term(pl_module)
-        flags = torch.tensor([self.interrupted, bad_term is not None], dtype=torch.int32, device=pl_module.device)
+        interrupted, diverged = self.interrupted, bad_term is not None
         if trainer.world_size > 1:
+            flags = torch.tensor([interrupted, diverged], dtype=torch.int32, device=pl_module.device)
             torch.distributed.all_reduce(flags)
-        interrupted, diverged = flags.tolist()
+            interrupted, diverged = flags.bool().tolist()
         if diverged:
             raise Diverged(
                 f"{bad_term or 'A loss'} is not finite at step {trainer.global_step}: training stopped. The last good "
@@ -69,5 +71,4 @@ class Stopping(Callback):
         # reading a loss makes a GPU wait, so there only the steps that wait anyway are looked at
         if pl_module.device.type != "cpu" and not pl_module.is_logging:
             return None
-        finite = torch.stack(list(pl_module.terms.values())).isfinite().tolist()
-        return next((name for name, good in zip(pl_module.terms, finite, strict=True) if not good), None)
+        return next((name for name, term in pl_module.terms.items() if not isfinite(term.item())), None)

@@ -159,7 +159,7 @@ class GAN(LightningModule):
         for repetition in range(self.generator_steps):
             if repetition > 0:
                 fake = self.generate(game, self.draw_latent(part.size), part.condition)
-            with _frozen(game.discriminator):
+            with _frozen(optimizer_d):
                 terms = self.generator_loss(game, part, fake)
                 self._update(game, "g", game.generator, optimizer_g, terms)
 
@@ -259,9 +259,13 @@ def _nothing() -> None: ...
 
 
 @contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    network.requires_grad_(False)
+def _frozen(optimizer: Optimizer) -> Iterator[None]:
+    """Keep the parameters of an optimizer out of the graph."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)

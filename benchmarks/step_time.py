@@ -1,0 +1,179 @@
+"""What a step costs: `Trainer.fit` as a user gets it, against a bare loop and against the usual tutorial loop.
+
+    python benchmarks/step_time.py data.root=<folder with MNIST>
+
+All three train networks of their own of the same size, in one process, in alternating windows of steps, so that a
+noisy machine disturbs them alike. Arguments are overrides of conf/train.yaml. Ratios are of medians over windows.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torchvision
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import softplus
+
+from ganforge.cli import register_resolvers
+from ganforge.data.base import to_unit_range
+from ganforge.experiment import build
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = {"dcgan": (4, 12), "mlp": (40, 30)}
+"""Steps in a window, and windows."""
+
+
+def bare_loop(model: Any, data: Any) -> Callable[[], None]:
+    """The least that a step needs: the same networks, optimizer and memory format over tensors in memory."""
+    generator, discriminator = deepcopy(model.generator), deepcopy(model.discriminator)
+    optimizer_g = model.generator_optimizer(generator.parameters())
+    optimizer_d = model.discriminator_optimizer(discriminator.parameters())
+    parameters = list(discriminator.parameters())
+
+    def step() -> None:
+        real = to_unit_range(data.real[torch.randint(len(data.real), (data.batch_size,))])
+        fake = generator(torch.randn(len(real), model.latent.size))
+        optimizer_d.zero_grad()
+        (softplus(-discriminator(real)).mean() + softplus(discriminator(fake.detach())).mean()).backward()
+        optimizer_d.step()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        optimizer_g.zero_grad()
+        softplus(-discriminator(fake)).mean().backward()
+        optimizer_g.step()
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+    return step
+
+
+def tutorial_loop(model: Any, data: Any) -> Callable[[], None]:
+    """The loop of most tutorials: PIL transforms, two generator forwards, D's gradients computed in G's step."""
+    contiguous = torch.contiguous_format
+    generator = deepcopy(model.generator).to(memory_format=contiguous)
+    discriminator = deepcopy(model.discriminator).to(memory_format=contiguous)
+    optimizer_g = torch.optim.Adam(generator.parameters(), 2e-4, betas=(0.5, 0.999))
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), 2e-4, betas=(0.5, 0.999))
+    transform = torchvision.transforms.Compose(
+        [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(0.5, 0.5)]
+    )
+
+    class Pictures(torch.utils.data.Dataset):  # torchvision.datasets.MNIST, without its rules for folders
+        def __len__(self) -> int:
+            return len(data.real)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return transform(Image.fromarray(data.real[index, 0].numpy())), int(data.condition[index])
+
+    def batches() -> Iterator[torch.Tensor]:
+        while True:
+            for real, _ in torch.utils.data.DataLoader(Pictures(), data.batch_size, shuffle=True, drop_last=True):
+                yield real
+
+    stream = batches()
+
+    def step() -> None:
+        real = next(stream)
+        ones, zeros = torch.ones(len(real)), torch.zeros(len(real))
+        optimizer_d.zero_grad()
+        fake = generator(torch.randn(len(real), model.latent.size)).detach()
+        loss_real = binary_cross_entropy_with_logits(discriminator(real), ones)
+        loss_fake = binary_cross_entropy_with_logits(discriminator(fake), zeros)
+        (loss_real + loss_fake).backward()
+        optimizer_d.step()
+        optimizer_g.zero_grad()
+        fake = generator(torch.randn(len(real), model.latent.size))
+        binary_cross_entropy_with_logits(discriminator(fake), ones).backward()
+        optimizer_g.step()
+
+    return step
+
+
+class Windows(Callback):
+    """Times windows of the training it is in, and of the other loops in between."""
+
+    def __init__(self, length: int, others: dict[str, Callable[[], None]]):
+        self.length = length
+        self.others = others
+        self.times: dict[str, list[float]] = {name: [] for name in ("fit", *others)}
+        self.start = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.length:
+            return
+        if self.start:
+            self.times["fit"].append((time.perf_counter() - self.start) / self.length)
+        for name, step in self.others.items():
+            start = time.perf_counter()
+            for _ in range(self.length):
+                step()
+            self.times[name].append((time.perf_counter() - start) / self.length)
+        self.start = time.perf_counter()
+
+
+def measure(name: str, overrides: list[str]) -> dict[str, float]:
+    """Median seconds per step of each loop."""
+    length, windows = MODELS[name]
+    model = {"mlp": "gan"}.get(name, name)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", [f"model={model}", "data.batch_size=64", *overrides])
+    config.trainer.max_steps = length * (windows + 2)
+    config.sample_every = config.checkpoint_every = 10**6
+    with tempfile.TemporaryDirectory() as folder:
+        data, network, trainer = build(config, Path(folder))
+        data.prepare_data()
+        data.setup()
+        callback = Windows(length, {"bare": bare_loop(network, data), "tutorial": tutorial_loop(network, data)})
+        trainer.callbacks.append(callback)
+        trainer.fit(network, datamodule=data)
+    return {loop: median(times[1:]) for loop, times in callback.times.items()}  # the first window warms up
+
+
+def startup() -> float:
+    """From `python train.py` to the end of its first step, over the time of the imports alone."""
+
+    def seconds(*command: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=ROOT)
+        return time.perf_counter() - start
+
+    with tempfile.TemporaryDirectory() as folder:
+        train = ["train.py", "model=gan", "data=ring", "trainer.max_steps=1", f"hydra.run.dir={folder}/run"]
+        imports = ["-c", "import torch, lightning, torchmetrics, torchvision"]
+        pairs = []
+        for i in range(4):
+            command = [argument if "hydra" not in argument else f"{argument}{i}" for argument in train]
+            pairs.append((seconds(*command), seconds(*imports)))
+    return median(run for run, _ in pairs[1:]) / median(bare for _, bare in pairs[1:])
+
+
+def main() -> None:
+    register_resolvers()
+    table = Table("networks", "Trainer.fit", "bare loop", "tutorial loop", title="milliseconds per step, batch 64")
+    ratios = {}
+    for name in MODELS:
+        times = measure(name, sys.argv[1:])
+        table.add_row(name, *(f"{1000 * times[loop]:.2f}" for loop in ("fit", "bare", "tutorial")))
+        ratios[f"{name}_vs_bare"] = times["fit"] / times["bare"]
+        ratios[f"{name}_vs_tutorial"] = times["tutorial"] / times["fit"]
+    ratios["startup_vs_imports"] = startup()
+    Console().print(table)
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()

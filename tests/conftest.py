@@ -1,0 +1,94 @@
+"""What the tests share: composing configs, training in process, and running the entry points."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from ganforge.cli import register_resolvers
+from ganforge.experiment import Experiment, build
+
+ROOT = Path(__file__).resolve().parent.parent
+
+QUICK = ["trainer.max_steps=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+TINY_POINTS = ["model=gan", "data=ring", "data.size=100", "data.batch_size=20", "callbacks.samples.count=4"]
+TINY_POINTS += ["model.generator.hidden=[8]", "model.discriminator.hidden=[8]"]
+
+
+def composed(*overrides: str, config: str = "train") -> DictConfig:
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(config, list(overrides))
+
+
+def fitted(folder: Path, *overrides: str, callbacks: list | None = None, checkpoint: Path | None = None) -> Experiment:
+    """Train in this process."""
+    experiment = build(composed(*QUICK, *overrides), folder)
+    experiment.trainer.callbacks[:0] = callbacks or []
+    experiment.trainer.fit(
+        experiment.model, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True
+    )
+    return experiment
+
+
+def run(script: str, *arguments: str, cwd: Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+    """Run an entry point as a user does, from a folder of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Callable[[str], Path]:
+    """A file or folder of the real data that GANFORGE_TEST_DATA names; skips where it is absent."""
+
+    def find(name: str) -> Path:
+        folder = os.environ.get("GANFORGE_TEST_DATA")
+        if not folder:
+            pytest.skip("needs real data: set GANFORGE_TEST_DATA")
+        path = Path(folder, name)
+        if not path.exists():
+            pytest.skip(f"needs {name} in GANFORGE_TEST_DATA")
+        return path
+
+    return find
+
+
+@pytest.fixture
+def fake_mnist(tmp_path: Path) -> Path:
+    """A folder with 256 made-up digits in MNIST's format."""
+    from ganforge.data.mnist_sources import FILES, _idx
+
+    folder = tmp_path / "made_up"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for name in FILES:
+        shape = (256, 28, 28) if "images" in name else (256,)
+        high = 256 if "images" in name else 10
+        values = torch.randint(high, shape, generator=generator, dtype=torch.uint8)
+        if "labels" in name:
+            values[:10] = torch.arange(10)
+        (folder / name).write_bytes(_idx(values.numpy()))
+    return folder
+
+
+def equal(first: object, second: object) -> bool:
+    """Whether two nested structures are the same to the bit."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return isinstance(second, dict) and first.keys() == second.keys() and all(equal(first[k], second[k]) for k in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return first == second

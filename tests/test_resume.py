@@ -1,0 +1,162 @@
+"""A killed run goes on bit for bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, TINY_POINTS, equal, fitted, run
+from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from ganforge.callbacks.checkpoints import is_intact, latest_checkpoint
+
+# 5 steps an epoch, a validation every 3, a checkpoint at every step: all the coincidences there are
+DENSE = ["checkpoint_every=1", "evaluate_every=3", "data.num_samples=8", "trainer.log_every_n_steps=1", "sample_every=7"]
+DENSE += ["trainer.max_steps=12", "model.moving_average_every=2", "regularizer=gradient_penalty"]
+
+
+class Recorder(Callback):
+    """Keeps every checkpoint, the losses of every step, and the steps of the validations."""
+
+    def __init__(self, keep: Path | None = None):
+        self.keep = keep
+        self.losses: dict[int, dict[str, float]] = {}
+        self.validated: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self._copy(trainer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.losses[trainer.global_step] = {n: v for n, v in pl_module.logged.items() if not n.startswith("time/")}
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.validated.append(trainer.global_step)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._copy(trainer)
+
+    def _copy(self, trainer: Any) -> None:
+        if self.keep:
+            self.keep.mkdir(exist_ok=True)
+            last = Path(trainer.default_root_dir, "checkpoints", "last.ckpt")
+            shutil.copy(last, self.keep / f"{trainer.global_step}.ckpt")
+
+
+def test_resuming_from_every_step_changes_nothing(tmp_path: Path) -> None:
+    full = Recorder(tmp_path / "kept")
+    fitted(tmp_path / "full", *TINY_POINTS, *DENSE, callbacks=[full])
+    assert full.validated == [3, 6, 9, 12]
+    final = torch.load(tmp_path / "full" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert final["global_step"] == 12
+    for step in range(12):
+        resumed = Recorder()
+        folder = tmp_path / f"from-{step}"
+        fitted(folder, *TINY_POINTS, *DENSE, callbacks=[resumed], checkpoint=tmp_path / "kept" / f"{step}.ckpt")
+        assert resumed.validated == [v for v in full.validated if v > step], step
+        assert resumed.losses == {s: values for s, values in full.losses.items() if s > step}, step
+        ended = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for part in ("state_dict", "optimizer_states", "global_step", "callbacks"):
+            assert equal(ended[part], final[part]), (step, part)
+
+
+KILLED = [*TINY_POINTS, "checkpoint_every=20", "trainer.max_steps=300", "trainer.log_every_n_steps=1", "sample_every=50"]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar as it stands in the files, repeated steps included."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tensor.float_val and not value.tag.startswith("time/"):
+                    found.setdefault(value.tag, []).append((event.step, value.tensor.float_val[0]))
+    return found
+
+
+def kill_after_checkpoint(folder: Path, arguments: list[str]) -> None:
+    """Start a training and kill it, with all its processes, some steps after its second checkpoint."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "previous.ckpt").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_resume_after_sigkill(tmp_path: Path, devices: int) -> None:
+    arguments = [*KILLED, f"trainer.devices={devices}", "trainer.accelerator=cpu"]
+    whole = run("train.py", *arguments, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "killed"
+    kill_after_checkpoint(folder, [*arguments, f"hydra.run.dir={folder}"])
+    assert not (folder / "samples" / "step-00000300.png").exists()
+    record = (folder / ".hydra" / "config.yaml").read_bytes()
+    resumed = run("train.py", f"resume={folder}", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (folder / ".hydra" / "config.yaml").read_bytes() == record
+    first, second = (
+        torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True) for run_folder in (tmp_path / "whole", folder)
+    )
+    assert equal(first["state_dict"], second["state_dict"])
+    assert equal(first["optimizer_states"], second["optimizer_states"])
+    logged = scalars(folder)
+    assert logged == scalars(tmp_path / "whole")
+    assert [step for step, _ in logged["loss_d/total"]] == list(range(1, 301))
+    EventAccumulator(str(folder)).Reload()
+
+
+def test_damaged_checkpoint_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fitted(tmp_path, *TINY_POINTS, "checkpoint_every=1")
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    content = last.read_bytes()
+    middle = len(content) // 2
+    for damaged in (
+        content[:middle],
+        content[:-1],
+        b"",
+        content[:middle] + bytes(64) + content[middle + 64 :],
+        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    ):
+        last.write_bytes(damaged)
+        assert not is_intact(last)
+        caplog.clear()
+        assert latest_checkpoint(tmp_path).name == "previous.ckpt"
+        assert "damaged" in caplog.text
+    last.write_bytes(content)
+    assert latest_checkpoint(tmp_path) == last
+
+
+def test_resuming_a_finished_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = [*TINY_POINTS, "trainer.enable_progress_bar=false"]
+    assert run("train.py", *arguments, "trainer.max_steps=5", f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
+    finished = run("train.py", f"resume={folder}", cwd=tmp_path)
+    assert finished.returncode == 0
+    assert "finished" in finished.stderr
+    longer = run("train.py", f"resume={folder}", "trainer.max_steps=8", cwd=tmp_path)
+    assert longer.returncode == 0, longer.stderr
+    assert run("train.py", *arguments, "trainer.max_steps=8", f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path).returncode == 0
+    first, second = (
+        torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (folder, tmp_path / "whole")
+    )
+    assert first["global_step"] == 8
+    assert equal(first["state_dict"], second["state_dict"])
+    assert equal(first["optimizer_states"], second["optimizer_states"])
