@@ -23,9 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.functional import softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from ganforge.cli import register_resolvers
 from ganforge.data.base import to_unit_range
@@ -75,7 +73,7 @@ def tutorial_loop(model: Any, data: Any) -> Callable[[], None]:
         def __len__(self) -> int:
             return len(data.real)
 
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        def __getitem__(self, index: int) -> Any:
             return transform(Image.fromarray(data.real[index, 0].numpy())), int(data.condition[index])
 
     def batches() -> Iterator[torch.Tensor]:
@@ -116,10 +114,10 @@ class Windows(Callback):
             return
         if self.start:
             self.times["fit"].append((time.perf_counter() - self.start) / self.length)
-        for name, step in self.others.items():
+        for name, play in self.others.items():
             start = time.perf_counter()
-            for _ in range(self.length):
-                step()
+            for _step in range(self.length):
+                play()
             self.times[name].append((time.perf_counter() - start) / self.length)
         self.start = time.perf_counter()
 
@@ -133,11 +131,11 @@ def measure(name: str, overrides: list[str]) -> dict[str, float]:
     config.trainer.max_steps = length * (windows + 2)
     config.sample_every = config.checkpoint_every = 10**6
     with tempfile.TemporaryDirectory() as folder:
-        data, network, trainer = build(config, Path(folder))
+        data, network, trainer, _ = build(config, Path(folder))
         data.prepare_data()
         data.setup()
         callback = Windows(length, {"bare": bare_loop(network, data), "tutorial": tutorial_loop(network, data)})
-        trainer.callbacks.append(callback)
+        trainer.callbacks.append(callback)  # type: ignore[attr-defined]
         trainer.fit(network, datamodule=data)
     return {loop: median(times[1:]) for loop, times in callback.times.items()}  # the first window warms up
 

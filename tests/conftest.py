@@ -31,13 +31,13 @@ def fitted(folder: Path, *overrides: str, callbacks: list | None = None, checkpo
     """Train in this process."""
     experiment = build(composed(*QUICK, *overrides), folder)
     experiment.trainer.callbacks[:0] = callbacks or []
-    experiment.trainer.fit(
-        experiment.model, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True
-    )
+    experiment.trainer.fit(experiment.model, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True)
     return experiment
 
 
-def run(script: str, *arguments: str, cwd: Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+def run(
+    script: str, *arguments: str, cwd: Path, timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess:
     """Run an entry point as a user does, from a folder of its own."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
@@ -88,7 +88,11 @@ def equal(first: object, second: object) -> bool:
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
-        return isinstance(second, dict) and first.keys() == second.keys() and all(equal(first[k], second[k]) for k in first)
+        return (
+            isinstance(second, dict)
+            and first.keys() == second.keys()
+            and all(equal(first[k], second[k]) for k in first)
+        )
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(equal, first, second))
     return first == second

@@ -19,7 +19,13 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from ganforge.callbacks.checkpoints import is_intact, latest_checkpoint
 
 # 5 steps an epoch, a validation every 3, a checkpoint at every step: all the coincidences there are
-DENSE = ["checkpoint_every=1", "evaluate_every=3", "data.num_samples=8", "trainer.log_every_n_steps=1", "sample_every=7"]
+DENSE = [
+    "checkpoint_every=1",
+    "evaluate_every=3",
+    "data.num_samples=8",
+    "trainer.log_every_n_steps=1",
+    "sample_every=7",
+]
 DENSE += ["trainer.max_steps=12", "model.moving_average_every=2", "regularizer=gradient_penalty"]
 
 
@@ -67,7 +73,13 @@ def test_resuming_from_every_step_changes_nothing(tmp_path: Path) -> None:
             assert equal(ended[part], final[part]), (step, part)
 
 
-KILLED = [*TINY_POINTS, "checkpoint_every=20", "trainer.max_steps=300", "trainer.log_every_n_steps=1", "sample_every=50"]
+KILLED = [
+    *TINY_POINTS,
+    "checkpoint_every=20",
+    "trainer.max_steps=300",
+    "trainer.log_every_n_steps=1",
+    "sample_every=50",
+]
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -113,7 +125,8 @@ def test_resume_after_sigkill(tmp_path: Path, devices: int) -> None:
     assert resumed.returncode == 0, resumed.stderr
     assert (folder / ".hydra" / "config.yaml").read_bytes() == record
     first, second = (
-        torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True) for run_folder in (tmp_path / "whole", folder)
+        torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for run_folder in (tmp_path / "whole", folder)
     )
     assert equal(first["state_dict"], second["state_dict"])
     assert equal(first["optimizer_states"], second["optimizer_states"])
@@ -153,7 +166,10 @@ def test_resuming_a_finished_run(tmp_path: Path) -> None:
     assert "finished" in finished.stderr
     longer = run("train.py", f"resume={folder}", "trainer.max_steps=8", cwd=tmp_path)
     assert longer.returncode == 0, longer.stderr
-    assert run("train.py", *arguments, "trainer.max_steps=8", f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path).returncode == 0
+    assert (
+        run("train.py", *arguments, "trainer.max_steps=8", f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path).returncode
+        == 0
+    )
     first, second = (
         torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (folder, tmp_path / "whole")
     )

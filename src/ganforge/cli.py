@@ -40,6 +40,7 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
         def run(config: DictConfig) -> None:
             sys.argv[1:] = original  # Lightning starts the other ranks with these
             in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+            status: int | None
             try:
                 if in_sweep and str(config.get("trainer", {}).get("devices", 1)) != "1":
                     status = _run_in_process(script)
@@ -81,7 +82,9 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         missing = re.search(r"Interpolation key '(data\.\w+)' not found", str(error))
         if missing:
-            return f"{error.full_key} needs {missing.group(1)}, which this dataset does not state: choose another data=..."
+            return (
+                f"{error.full_key} needs {missing.group(1)}, which this dataset does not state: choose another data=..."
+            )
         return str(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.strerror} while writing {error.filename or 'the run folder'}: make room, then resume the run"
@@ -139,7 +142,7 @@ def check_record(folder: Path) -> Path:
     record = folder / ".hydra" / "config.yaml"
     if not record.is_file():
         raise UserError(f"{folder} is no run folder: it has no .hydra/config.yaml. Runs are in logs/runs/<name>/<time>")
-    if {"hydra", "defaults"} & set(OmegaConf.load(record)):  # type: ignore[arg-type]
+    if {"hydra", "defaults"} & set(OmegaConf.load(record)):
         raise UserError(f"{record} sets `hydra` or `defaults`, which no record does: it may run code, so it is refused")
     return record
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 from hydra.utils import instantiate
+from lightning.fabric.utilities import rank_zero
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -30,6 +30,7 @@ class Experiment(NamedTuple):
     data: TensorData
     model: GAN
     trainer: Trainer
+    stopping: Stopping
 
 
 def build(config: DictConfig, folder: Path) -> Experiment:
@@ -41,7 +42,8 @@ def build(config: DictConfig, folder: Path) -> Experiment:
     data = instantiate(config.data, _convert_="all")
     model = instantiate(config.model, _convert_="all")
     _check_devices(config, model)
-    callbacks = [Stopping(), *instantiate(config.callbacks, _convert_="all").values()]
+    stopping = Stopping()
+    callbacks = [stopping, *instantiate(config.callbacks, _convert_="all").values()]
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     no_validation = {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "limit_val_batches": 0}
@@ -54,7 +56,7 @@ def build(config: DictConfig, folder: Path) -> Experiment:
         strategy=strategy(config.trainer),
         _convert_="all",
     )
-    return Experiment(data, model, trainer)
+    return Experiment(data, model, trainer, stopping)
 
 
 def train(config: DictConfig, folder: Path) -> int:
@@ -63,9 +65,10 @@ def train(config: DictConfig, folder: Path) -> int:
     if config.resume:
         check_targets(config)
         checkpoint = latest_checkpoint(folder)
-    elif rank_zero_only.rank == 0 and (folder / "checkpoints").exists():
+    elif _rank() == 0 and (folder / "checkpoints").exists():
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or use another hydra.run.dir")
-    data, model, trainer = build(config, folder)
+    experiment = build(config, folder)
+    data, model, trainer, _ = experiment
     if trainer.is_global_zero:  # other ranks start once this one has what all of them need
         data.prepare_data()
         data.setup()
@@ -82,7 +85,7 @@ def train(config: DictConfig, folder: Path) -> int:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Diverged as error:
         raise Diverged(f"{error}\nThe run is in {folder}") from error
-    interrupted = any(isinstance(callback, Stopping) and callback.interrupted for callback in trainer.callbacks)
+    interrupted = experiment.stopping.interrupted
     if trainer.is_global_zero:
         log.info(finish_message(folder, interrupted, trainer.global_step))
     return INTERRUPTED if interrupted else 0
@@ -119,6 +122,11 @@ def checkpoint_path(folder: Path, checkpoint: str) -> Path:
     return Path(checkpoint)
 
 
+def _rank() -> int:
+    """The rank of this process, also before training, when only the environment tells."""
+    return rank_zero._get_rank() or 0
+
+
 def device_count(trainer: DictConfig) -> int:
     """How many processes a trainer's config asks for, on all nodes."""
     devices = trainer.devices
@@ -145,7 +153,7 @@ def _check_devices(config: DictConfig, model: nn.Module) -> None:
         )
     on_cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
     batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if devices > 1 and on_cpu and batch_norm and rank_zero_only.rank == 0:
+    if devices > 1 and on_cpu and batch_norm and _rank() == 0:
         log.warning(
             "BatchNorm on %d CPU processes: each normalises its own %d rows, as torch cannot synchronise it on CPUs. "
             "The run differs from one on a single process.",

@@ -66,7 +66,10 @@ class Hinge(Loss):
 
 
 class Wasserstein(Loss):
-    """Difference of mean critic values (Arjovsky et al., 2017); needs a Lipschitz critic: `regularizer=gradient_penalty`."""
+    """Difference of mean critic values (Arjovsky et al., 2017).
+
+    Needs a Lipschitz critic: `regularizer=gradient_penalty`.
+    """
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return self.scale * (fake_logits.mean() - real_logits.mean())

@@ -21,7 +21,7 @@ def picture(samples: Tensor, real: Tensor | None = None, columns: int | None = N
     if samples.ndim == 2:
         return scatter(samples, real)
     grid = make_grid(to_uint8(samples.cpu()), nrow=columns or ceil(sqrt(len(samples))), padding=padding)
-    return to_pil_image(grid)
+    return to_pil_image(grid)  # make_grid repeats grey thrice
 
 
 def scatter(points: Tensor, real: Tensor | None = None) -> Image.Image:
@@ -31,12 +31,14 @@ def scatter(points: Tensor, real: Tensor | None = None) -> Image.Image:
     figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     if real is not None:
-        axes.scatter(*real[:2000].cpu().T, s=4, color="lightgrey", label="data")
+        x, y = real[:2000].cpu().T
+        axes.scatter(x, y, s=4, color="lightgrey", label="data")
         low, high = real.min(0).values.cpu(), real.max(0).values.cpu()
         margin = 0.15 * (high - low)
         axes.set_xlim(float((low - margin)[0]), float((high + margin)[0]))
         axes.set_ylim(float((low - margin)[1]), float((high + margin)[1]))
-    axes.scatter(*points.cpu().T, s=4, color="tab:blue", label="generated")
+    x, y = points.cpu().T
+    axes.scatter(x, y, s=4, color="tab:blue", label="generated")
     axes.legend(loc="upper center", ncols=2, frameon=False)
     buffer = BytesIO()
     figure.savefig(buffer)

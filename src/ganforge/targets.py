@@ -32,8 +32,8 @@ def check_targets(config: DictConfig) -> None:
             continue
         if not _within(target, PACKAGES):
             raise UserError(
-                f"This run makes {target}, which is not of {', '.join(PACKAGES)}. If it is yours, and you trust the run "
-                f"folder, set GANFORGE_TRUST={target.partition('.')[0]} in the environment"
+                f"This run makes {target}, which is not of {', '.join(PACKAGES)}. If it is yours, and you trust the "
+                f"run folder, set GANFORGE_TRUST={target.partition('.')[0]} in the environment"
             )
         try:
             cls = get_class(target)

@@ -66,16 +66,19 @@ class Checkpoints(Checkpoint):
             self.save(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.state.fn == "fit":
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._keep_best(trainer)
         if self._is_due(trainer):
             self.save(trainer, pl_module)
 
     def _is_due(self, trainer: Trainer) -> bool:
-        ends = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done and (
-            trainer.global_step >= trainer.fit_loop.epoch_loop.max_steps > -1
-            or trainer.current_epoch + 1 == trainer.max_epochs
+        ends = trainer.should_stop or (
+            trainer.fit_loop.epoch_loop._is_training_done
+            and (
+                trainer.global_step >= trainer.fit_loop.epoch_loop.max_steps > -1
+                or trainer.current_epoch + 1 == trainer.max_epochs
+            )
         )
         return ends or trainer.global_step % self.every == 0
 

@@ -39,7 +39,9 @@ class Samples(Callback):
             return
         if not picture_path(trainer).exists():
             self.draw(trainer, pl_module)
-        animate(sorted(picture_path(trainer).parent.glob("step-*.png")), picture_path(trainer).with_name("training.gif"))
+        animate(
+            sorted(picture_path(trainer).parent.glob("step-*.png")), picture_path(trainer).with_name("training.gif")
+        )
 
     def draw(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
@@ -49,7 +51,7 @@ class Samples(Callback):
         save_picture(image, picture_path(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("samples", np.atleast_3d(image), trainer.global_step, dataformats="HWC")
+                logger.experiment.add_image("samples", np.asarray(image), trainer.global_step, dataformats="HWC")
 
 
 def picture_path(trainer: Trainer) -> Path:

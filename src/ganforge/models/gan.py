@@ -132,7 +132,7 @@ class GAN(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self.step_number = self.trainer.global_step + 1
-        self.is_logging = self.step_number % self.trainer.log_every_n_steps == 0
+        self.is_logging = self.step_number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         randomness.start_step(self.seed, self.step_number, self.global_rank, self.trainer.world_size, self.device)
         self.terms, self._records = {}, {}
         optimizers = self._optimizers()
@@ -141,7 +141,7 @@ class GAN(LightningModule):
         if self.average is not None and self.step_number % self.average_every == 0:
             self.average.update_parameters(self.generator)
         if self.schedule:
-            for schedule in self.lr_schedulers():
+            for schedule in self.lr_schedulers():  # type: ignore[union-attr]
                 schedule.step()
         if self.is_logging:
             self._log(batch.size * self.trainer.world_size)
@@ -165,7 +165,10 @@ class GAN(LightningModule):
 
     def draw_latent(self, count: int) -> Tensor:
         """This rank's rows of the latent of the whole batch."""
-        return randomness.for_batch(self.latent, count).to(self.device, self.dtype)
+        return self._place(randomness.for_batch(self.latent, count))
+
+    def _place(self, latent: Tensor) -> Tensor:
+        return latent.to(device=self.device, dtype=self.dtype)  # type: ignore[arg-type]
 
     def record(self, game: Game, name: str, value: Tensor) -> None:
         """Log the mean of a value, if this step is one that logs."""
@@ -202,7 +205,7 @@ class GAN(LightningModule):
         return optimizers, [self.schedule(optimizer) for optimizer in optimizers] if self.schedule else []
 
     def _optimizers(self) -> Iterator[Any]:
-        for optimizer in self.optimizers():
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
             # Lightning would count every optimizer call as a step of the run (its issue 17958)
             optimizer._on_before_step = optimizer._on_after_step = _nothing
             yield optimizer
@@ -249,7 +252,7 @@ class GAN(LightningModule):
     def sample_chunk(self, chunk: int, seed: int | None = None) -> Tensor:
         """Evaluation samples chunk * CHUNK, ... of a seed, the run's own by default."""
         latent = randomness.sample_chunk(self.latent, self.seed if seed is None else seed, chunk)
-        return self.sample(latent.to(self.device, self.dtype))
+        return self.sample(self._place(latent))
 
     def validation_step(self, chunk: int, batch_idx: int) -> Tensor:
         return self.sample_chunk(chunk)

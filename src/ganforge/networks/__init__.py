@@ -1,1 +1,4 @@
-"""Generators and discriminators: plain modules, called as `generator(latent, condition)`, `discriminator(sample, condition)`."""
+"""Generators and discriminators: plain modules without Lightning or Hydra.
+
+They are called as `generator(latent, condition)` and `discriminator(sample, condition)`.
+"""

@@ -15,18 +15,22 @@ def coarsest(image_size: int) -> tuple[int, int]:
     """The side of the coarsest map and how often it doubles: 28 -> (7, 2), 64 -> (4, 4)."""
     if not 28 <= image_size <= 128 or image_size not in SIZES:
         made = ", ".join(str(size) for size in SIZES if 28 <= size <= 128)
-        raise ValueError(f"image_size={image_size}: DCGAN makes images of {made} pixels; choose one with data.image_size")
+        raise ValueError(
+            f"image_size={image_size}: DCGAN makes images of {made} pixels; choose one with data.image_size"
+        )
     doublings = (image_size // 4).bit_length() - 1
     return image_size // 2**doublings, doublings
 
 
 def initialize(module: nn.Module) -> None:
     """Weights from N(0, 0.02) as the paper says; normalisation gains from N(1, 0.02) as its implementations do."""
+    if not hasattr(module, "weight"):
+        return
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(getattr(module, "weight", None), nn.Parameter) and isinstance(module.bias, nn.Parameter):
+    elif isinstance(module.weight, nn.Parameter) and isinstance(module.bias, nn.Parameter):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
 
@@ -87,7 +91,7 @@ class Generator(nn.Module):
         bias = normalization is None  # a normalisation subtracts the bias again
 
         def hidden(features: int) -> list[nn.Module]:
-            return [normalization(features)] * (normalization is not None) + [activation()]
+            return [activation()] if normalization is None else [normalization(features), activation()]
 
         modules: list[nn.Module] = [
             nn.Linear(latent_size, widths[0] * side**2, bias=bias),
@@ -107,7 +111,7 @@ class Generator(nn.Module):
             modules += [layer, nn.Tanh()] if last else [layer, *hidden(after)]
         self.layers = nn.Sequential(*modules)
         self.apply(initialize)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.layers(latent)
@@ -148,7 +152,7 @@ class Discriminator(nn.Module):
             before = after
         self.layers = nn.Sequential(*modules, _Vector(), nn.Linear(before * side**2, 1), nn.Flatten(0))
         self.apply(initialize)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.layers(sample)

@@ -1,6 +1,7 @@
 """Fully connected generator and discriminator, for small images and for points."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ Layer = Callable[..., nn.Module]
 
 def _hidden(sizes: Sequence[int], activation: Layer, normalization: Layer | None) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in pairwise(sizes):
         layers.append(nn.Linear(before, after))
         if normalization is not None:
             layers.append(normalization(after))

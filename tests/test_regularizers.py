@@ -1,0 +1,60 @@
+"""Gradient penalties against the closed form of a linear discriminator, whose gradient is its weight everywhere."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ganforge.regularizers import R1, R2, GradientPenalty, Regularizer
+
+
+class Linear(nn.Module):
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        return sample.flatten(1) @ self.weight
+
+
+class Square(nn.Module):
+    """Half the squared length, whose gradient is the sample itself: tells where a penalty was taken."""
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        return 0.5 * sample.flatten(1).square().sum(1)
+
+
+REAL = torch.full((4, 1, 1, 2), 3.0)
+FAKE = torch.full((4, 1, 1, 2), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "expected"), [(R1(10), 0.5 * 25), (R2(10), 0.5 * 25), (GradientPenalty(10), (5 - 1) ** 2)]
+)
+def test_linear_discriminator(regularizer: Regularizer, expected: float) -> None:
+    discriminator = Linear(torch.tensor([3.0, 4.0]))
+    penalty = regularizer(discriminator, REAL, FAKE, None)
+    assert penalty.item() == pytest.approx(expected)
+    penalty.backward()
+    assert discriminator.weight.grad is not None
+    assert discriminator.weight.grad.abs().sum() > 0
+
+
+def test_where_the_penalty_is_taken() -> None:
+    assert R1(1)(Square(), REAL, FAKE, None).item() == pytest.approx(0.5 * 18)
+    assert R2(1)(Square(), REAL, FAKE, None).item() == pytest.approx(0.5 * 2)
+    penalties = {GradientPenalty(1)(Square(), REAL, FAKE, None).item() for _ in range(5)}
+    assert len(penalties) == 5, "the place between real and fake is random"
+    low, high = (2**0.5 - 1) ** 2, (18**0.5 - 1) ** 2
+    assert all(low < penalty < high for penalty in penalties)
+
+
+def test_penalty_does_not_reach_the_generator() -> None:
+    fake = FAKE.clone().requires_grad_()
+    R2(1)(Linear(torch.ones(2)), REAL, fake, None).backward()
+    assert fake.grad is None
+
+
+@pytest.mark.parametrize("options", [{"weight": -1.0}, {"weight": 1.0, "every": 0}])
+def test_senseless_options_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match="must"):
+        R1(**options)
