@@ -53,7 +53,7 @@ class MNIST(TensorData):
             with FileLock(target / ".lock"):  # the jobs of a sweep may start together
                 if self.folder() is None:
                     self.fetch(target)
-        except PermissionError as error:
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise UserError(f"data.root={self.root}: {self.title} is not there and cannot be written there") from error
 
     def folder(self) -> Path | None:

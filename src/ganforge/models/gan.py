@@ -79,7 +79,7 @@ class GAN(LightningModule):
         self.regularizers = dict(regularizers)
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
-        self.schedule = schedule
+        self.schedule = schedule or None  # an empty config group is a dict
         self.discriminator_steps = discriminator_steps
         self.generator_steps = generator_steps
         self.gradient_clip = gradient_clip

@@ -1,0 +1,89 @@
+"""Several processes train the experiment that one trains."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_POINTS, composed, run
+from test_resume import scalars
+
+from ganforge.errors import UserError
+from ganforge.experiment import build, device_count, strategy
+
+MODELS = {
+    "mlp": ["model=gan", "model.generator.hidden=[16]", "model.discriminator.hidden=[16]"],
+    "dcgan": [
+        "model=dcgan",
+        "model.generator.width=4",
+        "model.discriminator.width=4",
+        "model.generator.normalization._target_=torch.nn.InstanceNorm2d",
+        "model.discriminator.normalization._target_=torch.nn.InstanceNorm2d",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, name: str) -> None:
+    options = [*MODELS[name], f"data.root={fake_mnist}", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=20"]
+    options += ["trainer.precision=64-true", "trainer.log_every_n_steps=1", "model.discriminator_steps=2"]
+    options += ["regularizer=gradient_penalty", "trainer.enable_progress_bar=false"]
+    for devices in (1, 2):
+        result = run(
+            "train.py", *options, f"trainer.devices={devices}", f"hydra.run.dir={tmp_path}/{devices}", cwd=tmp_path
+        )
+        assert result.returncode == 0, result.stderr
+    logged = [scalars(tmp_path / str(devices)) for devices in (1, 2)]
+    for tag in ("loss_d/total", "loss_d/gradient_penalty", "loss_g/total", "logits/real", "gradient_norm/g"):
+        one, two = ([value for _, value in values[tag]] for values in logged)
+        assert len(one) == 20
+        assert two == pytest.approx(one, rel=1e-4), tag
+    states = [
+        torch.load(tmp_path / str(d) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for d in (1, 2)
+    ]
+    torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-8)
+
+
+CHECKING = """
+import sys, torch
+from lightning.pytorch import Callback
+from conftest import TINY_POINTS, composed
+from ganforge.experiment import build
+from pathlib import Path
+
+class SameWeights(Callback):
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        own = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
+        both = [torch.empty_like(own) for _ in range(2)]
+        torch.distributed.all_gather(both, own)
+        assert torch.equal(*both), "the ranks' weights differ"
+        print("equal at", trainer.global_step, flush=True)
+
+options = ["model=dcgan", "data.root=" + sys.argv[1], "data.batch_size=16", "trainer.devices=2", "trainer.accelerator=cpu"]
+options += ["model.generator.width=4", "model.discriminator.width=4", "trainer.max_steps=5"]
+experiment = build(composed(*options), Path(sys.argv[2]))
+experiment.trainer.callbacks.insert(0, SameWeights())
+experiment.trainer.fit(experiment.model, datamodule=experiment.data)
+buffers = torch.cat([b.double().flatten() for b in experiment.model.buffers()])
+"""
+
+
+def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Path) -> None:
+    script = tmp_path / "checking.py"
+    script.write_text(CHECKING)
+    result = run(str(script), str(fake_mnist), str(tmp_path / "run"), cwd=tmp_path, PYTHONPATH=str(Path(__file__).parent))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("equal at") == 10
+    assert "BatchNorm on 2 CPU processes" in result.stderr
+
+
+def test_strategy_is_chosen_where_it_was_left_to_us(tmp_path: Path) -> None:
+    def config(*overrides: str) -> tuple[int, str]:
+        trainer = composed(*TINY_POINTS, *overrides).trainer
+        return device_count(trainer), strategy(trainer)
+
+    assert config("trainer=cpu") == (1, "auto")
+    assert config("trainer=cpu", "trainer.devices=2") == (2, "ddp_find_unused_parameters_true")
+    assert config("trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp") == (2, "ddp")
+    assert config("trainer=gpu", "trainer.devices=[0,1,2]", "trainer.num_nodes=2")[0] == 6
+    with pytest.raises(UserError, match=r"data\.batch_size=20 does not divide by 3 devices.*use 18"):
+        build(composed(*TINY_POINTS, "trainer=cpu", "trainer.devices=3"), tmp_path)

@@ -1,0 +1,188 @@
+"""The commands, as a user types them: what they leave behind, and what they say to mistakes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY_POINTS, run
+from PIL import Image
+
+TINY = [*TINY_POINTS, "trainer.max_steps=3", "sample_every=1"]
+
+
+def test_train_and_sample(tmp_path: Path) -> None:
+    trained = run("train.py", *TINY, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    (folder,) = (tmp_path / "logs" / "runs" / "gan-ring").iterdir()
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    expected = {".hydra/config.yaml", ".hydra/overrides.yaml", "environment.json", "train.log"}
+    expected |= {"checkpoints/last.ckpt", "checkpoints/previous.ckpt", "samples/training.gif"}
+    expected |= {f"samples/step-{step:08d}.png" for step in range(4)}
+    assert expected <= files
+    assert {f for f in files - expected if "tfevents" not in f} <= {".hydra/hydra.yaml", "hparams.yaml"}
+    assert json.loads((folder / "environment.json").read_text())["seed"] == 0
+    relative = folder.relative_to(tmp_path)
+    assert f"run folder   {relative}" in trained.stderr
+    picture = next(line.split()[1] for line in trained.stderr.splitlines() if line.strip().startswith("samples "))
+    assert (tmp_path / picture).is_file()
+    assert sum("python sample.py" in line or "tensorboard" in line for line in trained.stderr.splitlines()) == 3
+    with Image.open(folder / "samples" / "training.gif") as movie:
+        assert movie.n_frames == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"], "nothing else is left behind"
+
+    before = set(tmp_path.rglob("*"))
+    first = run("sample.py", f"run={relative}", "num_samples=5", "seed=1", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / first.stdout.strip()}
+    for count in (5, 70):
+        options = ["separate=true", "format=npz", f"num_samples={count}", f"output={tmp_path}/out{count}"]
+        assert run("sample.py", f"run={relative}", *options, cwd=tmp_path).returncode == 0
+    five, seventy = (np.load(next((tmp_path / f"out{n}").glob("*.npz")))["samples"] for n in (5, 70))
+    assert seventy.shape == (70, 2)
+    assert np.array_equal(five, seventy[:5])
+
+
+def test_sample_images(tmp_path: Path, fake_mnist: Path) -> None:
+    folder = tmp_path / "run"
+    small = ["model.generator.width=4", "model.discriminator.width=4", "data.batch_size=8", "trainer.max_steps=1"]
+    assert run("train.py", *small, f"data.root={fake_mnist}", f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
+    separate = ["num_samples=3", "separate=true", f"output={tmp_path}/out"]
+    assert run("sample.py", f"run={folder}", *separate, cwd=tmp_path).returncode == 0
+    pictures = sorted((tmp_path / "out").rglob("*.png"))
+    assert [Image.open(path).size for path in pictures] == [(28, 28)] * 3
+    walk = run("sample.py", f"run={folder}", "interpolate=true", "num_samples=16", cwd=tmp_path)
+    assert walk.returncode == 0, walk.stderr
+    assert Image.open(walk.stdout.strip()).size == (8 * 30 + 2, 2 * 30 + 2)
+
+
+MISTAKES = {
+    "model=nonsense": (1, "nonsense"),
+    "model.nonsense=1": (1, "nonsense"),
+    "+model.nonsense=1": (2, "model: .*nonsense"),
+    "data.batch_size=0": (2, r"data\.batch_size must be at least 1"),
+    "data.batch_size=many": (2, "data: "),
+    "data.size=3": (2, r"data\.batch_size=20 is more than the 3 samples"),
+    "resume=nowhere": (2, "is no run folder"),
+    "model=dcgan": (2, r"data\.image_size"),
+    "checkpoint_every=0": (2, "checkpoint_every=0"),
+    "sample_every=0": (2, "sample_every"),
+    "trainer.devices=3": (2, "does not divide by 3"),
+    "model.moving_average_decay=2": (2, "decay"),
+    "model.discriminator_steps=0": (2, "discriminator_steps"),
+    "trainer=gpu": (2, "gpu"),
+}
+if torch.cuda.is_available():
+    del MISTAKES["trainer=gpu"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_get_one_message(tmp_path: Path, mistake: str) -> None:
+    status, message = MISTAKES[mistake]
+    result = run("train.py", *TINY, mistake, cwd=tmp_path)
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr), result.stderr
+    assert len(result.stderr.strip().splitlines()) <= (25 if status == 1 else 6)
+
+
+def test_image_mistakes(tmp_path: Path, fake_mnist: Path) -> None:
+    result = run("train.py", f"data.root={fake_mnist}", "data.image_size=30", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "DCGAN makes images of 28, 32" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = run("train.py", "data.root=/proc/nowhere", cwd=tmp_path, PIP_INDEX_URL="http://127.0.0.1:9")
+    assert result.returncode == 2, result.stderr
+    assert "data.root=/proc/nowhere" in result.stderr
+    full_error = run("train.py", "resume=", *TINY, "data.batch_size=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert "Traceback" in full_error.stderr
+
+
+def test_a_used_run_folder_is_refused(tmp_path: Path) -> None:
+    assert run("train.py", *TINY, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path).returncode == 0
+    again = run("train.py", *TINY, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "holds a run already" in again.stderr
+
+
+def test_sweep(tmp_path: Path) -> None:
+    result = run("train.py", "-m", *TINY, "data.batch_size=20,0", "loss=hinge,minimax", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "data.batch_size must be at least 1" in result.stderr
+    assert "Traceback" not in result.stderr
+    (sweep,) = (tmp_path / "logs" / "sweeps" / "sweep").iterdir()
+    jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
+    assert [job.replace("batch_size", "b") for job in jobs] == [
+        "0-b=20,loss=hinge",
+        "1-b=20,loss=minimax",
+        "2-b=0,loss=hinge",
+        "3-b=0,loss=minimax",
+    ]
+    finished = [(sweep / job / "checkpoints" / "last.ckpt").exists() for job in jobs]
+    assert finished == [True, True, False, False], "a job that fails does not stop the others"
+
+
+def test_sweep_over_two_processes(tmp_path: Path) -> None:
+    options = ["trainer=cpu", "trainer.devices=2", "name=pair", "seed=0,1"]
+    result = run("train.py", "-m", *TINY, *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (sweep,) = (tmp_path / "logs" / "sweeps" / "pair").iterdir()
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0-seed=0", "1-seed=1"]
+    for job in sweep.glob("*-seed=*"):
+        assert (job / "checkpoints" / "last.ckpt").exists()
+        assert json.loads((job / "environment.json").read_text())["devices"] == 2
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sweeps"]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, devices: int) -> None:
+    folder = tmp_path / "run"
+    options = [*TINY_POINTS, "trainer.max_steps=1000000", "checkpoint_every=1000000", "trainer.accelerator=cpu"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *options, f"trainer.devices={devices}", f"hydra.run.dir={folder}"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "python train.py resume=run" in errors
+    step = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert f"Stopped after step {step}" in errors
+    resumed = run("train.py", f"resume={folder}", f"trainer.max_steps={step + 2}", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"Finished {step + 2} steps" in resumed.stderr
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk: both end in an OSError while writing."""
+    command = f"ulimit -f 40; exec {sys.executable} {ROOT / 'train.py'} model=gan data=ring trainer.max_steps=2"
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2, result.stderr
+    assert "make room" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.rglob("last.ckpt"))
+
+
+def test_help(tmp_path: Path) -> None:
+    for script, word in (("train.py", "resume="), ("sample.py", "interpolate=true")):
+        result = run(script, "--help", cwd=tmp_path)
+        assert result.returncode == 0
+        assert word in result.stdout
