@@ -26,7 +26,7 @@ def steps(size: int, batch_size: int, parts: int = 1, rank: int = 0, world: int 
 def test_incomplete_batches_are_completed_from_the_next_permutation() -> None:
     loader = steps(10, 4)
     rows = torch.cat([loader.rows(step) for step in range(5)])  # 20 rows: two permutations without a gap
-    assert Counter(rows.tolist()) == Counter({row: 2 for row in range(10)})
+    assert Counter(rows.tolist()) == Counter(dict.fromkeys(range(10), 2))
     assert sorted(rows[:10].tolist()) == list(range(10))
     assert rows[:10].tolist() != rows[10:].tolist()
     assert len(loader) == 3
@@ -115,14 +115,14 @@ def test_damaged_file_is_named(fake_mnist: Path) -> None:
 def test_sources_are_tried_in_turn_and_files_appear_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def broken(dataset: str) -> dict[str, bytes]:
+    def broken(_dataset: str) -> dict[str, bytes]:
         """a broken source"""
-        asked.append(dataset)
+        asked.append(_dataset)
         raise OSError("no route")
 
-    def good(dataset: str) -> dict[str, bytes]:
+    def good(_dataset: str) -> dict[str, bytes]:
         """a good source"""
-        return {name: b"x" for name in FILES}
+        return dict.fromkeys(FILES, b"x")
 
     monkeypatch.setattr(MNIST, "sources", (broken, good))
     MNIST(str(tmp_path), **OPTIONS).prepare_data()
@@ -131,7 +131,7 @@ def test_sources_are_tried_in_turn_and_files_appear_whole(tmp_path: Path, monkey
 
 
 def test_message_when_nothing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(dataset: str) -> dict[str, bytes]:
+    def broken(_dataset: str) -> dict[str, bytes]:
         """a broken source"""
         raise OSError("no route")
 

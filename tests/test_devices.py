@@ -58,7 +58,7 @@ class SameWeights(Callback):
         assert torch.equal(*both), "the ranks' weights differ"
         print("equal at", trainer.global_step, flush=True)
 
-options = ["model=dcgan", "data.root=" + sys.argv[1], "data.batch_size=16", "trainer.devices=2", "trainer.accelerator=cpu"]
+options = ["model=dcgan", "data.root=" + sys.argv[1], "data.batch_size=16", "trainer=cpu", "trainer.devices=2"]
 options += ["model.generator.width=4", "model.discriminator.width=4", "trainer.max_steps=5"]
 experiment = build(composed(*options), Path(sys.argv[2]))
 experiment.trainer.callbacks.insert(0, SameWeights())
@@ -70,7 +70,9 @@ buffers = torch.cat([b.double().flatten() for b in experiment.model.buffers()])
 def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Path) -> None:
     script = tmp_path / "checking.py"
     script.write_text(CHECKING)
-    result = run(str(script), str(fake_mnist), str(tmp_path / "run"), cwd=tmp_path, PYTHONPATH=str(Path(__file__).parent))
+    result = run(
+        str(script), str(fake_mnist), str(tmp_path / "run"), cwd=tmp_path, PYTHONPATH=str(Path(__file__).parent)
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("equal at") == 10
     assert "BatchNorm on 2 CPU processes" in result.stderr

@@ -145,7 +145,7 @@ def test_generator_sees_no_gradient_of_discriminator_and_reals_only_if_needed(tm
     assert len(calls) == 2
 
 
-def test_moving_average_follows_its_definition(tmp_path: Path) -> None:
+def test_moving_average_follows_its_definition() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double()
     average = moving_average(network, 0.5)
     expected = deepcopy(network.state_dict())
@@ -203,7 +203,7 @@ def test_options_of_the_step(tmp_path: Path) -> None:
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == pytest.approx(5e-4)
     assert experiment.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
-    total = {step: value for step, value in logged["loss_d/total"]}
+    total = dict(logged["loss_d/total"])
     parts = [logged[f"loss_d/{name}"] for name in ("adversarial", "r1", "r2", "gradient_penalty")]
     assert total[4] == pytest.approx(sum(value for part in parts for step, value in part if step == 4), rel=1e-5)
 
@@ -240,8 +240,14 @@ TRACES = {
     "gan": ["model=gan", "model.generator.hidden=[16]", "model.discriminator.hidden=[16]"],
     "dcgan": ["model=dcgan", "model.generator.width=4", "model.discriminator.width=4"],
     "dcgan_5x5": ["model=dcgan_5x5", "model.generator.width=4", "model.discriminator.width=4"],
-    "wgan_gp": ["model=gan", "loss=wasserstein", "regularizer=gradient_penalty", "model.discriminator_steps=2"]
-    + ["model.generator.hidden=[16]", "model.discriminator.hidden=[16]"],
+    "wgan_gp": [
+        "model=gan",
+        "loss=wasserstein",
+        "regularizer=gradient_penalty",
+        "model.discriminator_steps=2",
+        "model.generator.hidden=[16]",
+        "model.discriminator.hidden=[16]",
+    ],
 }
 
 
