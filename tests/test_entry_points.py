@@ -101,6 +101,9 @@ def test_image_mistakes(tmp_path: Path, fake_mnist: Path) -> None:
     result = run("train.py", "data.root=/proc/nowhere", cwd=tmp_path, PIP_INDEX_URL="http://127.0.0.1:9")
     assert result.returncode == 2, result.stderr
     assert "data.root=/proc/nowhere" in result.stderr
+    result = run("train.py", "data.root=no/such/folder", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "data.root=no/such/folder: there is no folder" in result.stderr
     full_error = run("train.py", "resume=", *TINY, "data.batch_size=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert "Traceback" in full_error.stderr
 

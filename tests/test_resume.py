@@ -26,7 +26,12 @@ DENSE = [
     "trainer.log_every_n_steps=1",
     "sample_every=7",
 ]
-DENSE += ["trainer.max_steps=12", "model.moving_average_every=2", "regularizer=gradient_penalty"]
+DENSE += [
+    "trainer.max_steps=12",
+    "callbacks.checkpoints.monitor=quality",
+    "model.moving_average_every=2",
+    "regularizer=gradient_penalty",
+]
 
 
 class Recorder(Callback):
@@ -46,6 +51,9 @@ class Recorder(Callback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.validated.append(trainer.global_step)
 
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        pl_module.log("quality", outputs.double().sin().sum(), batch_size=1)  # goes up and down
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._copy(trainer)
 
@@ -62,6 +70,7 @@ def test_resuming_from_every_step_changes_nothing(tmp_path: Path) -> None:
     assert full.validated == [3, 6, 9, 12]
     final = torch.load(tmp_path / "full" / "checkpoints" / "last.ckpt", weights_only=True)
     assert final["global_step"] == 12
+    (best,) = (tmp_path / "full" / "checkpoints").glob("best-quality-*.ckpt")
     for step in range(12):
         resumed = Recorder()
         folder = tmp_path / f"from-{step}"
@@ -71,6 +80,16 @@ def test_resuming_from_every_step_changes_nothing(tmp_path: Path) -> None:
         ended = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         for part in ("state_dict", "optimizer_states", "global_step", "callbacks"):
             assert equal(ended[part], final[part]), (step, part)
+        if any(validation > step for validation in full.validated[: best_at(best) // 3]):
+            (again,) = (folder / "checkpoints").glob("best-quality-*.ckpt")
+            assert again.name == best.name
+            first, second = (torch.load(path, weights_only=True)["state_dict"] for path in (best, again))
+            assert equal(first, second)
+
+
+def best_at(path: Path) -> int:
+    """The step of a best checkpoint, as its name says."""
+    return int(path.stem.rpartition("-")[2])
 
 
 KILLED = [

@@ -46,6 +46,8 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                     status = _run_in_process(script)
                 else:
                     status = task(config)
+            except KeyboardInterrupt:
+                status = INTERRUPTED
             except Exception as error:
                 message = explanation(error)
                 if message is None or os.environ.get("HYDRA_FULL_ERROR"):

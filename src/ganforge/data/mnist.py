@@ -47,6 +47,8 @@ class MNIST(TensorData):
     def prepare_data(self) -> None:
         if self.folder() is not None:
             return
+        if not self.root.absolute().parent.is_dir():
+            raise UserError(f"data.root={self.root}: there is no folder {self.root.absolute().parent}")
         target = self.root / self.title / "raw"
         try:
             target.mkdir(parents=True, exist_ok=True)

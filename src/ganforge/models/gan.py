@@ -30,6 +30,10 @@ class Game(NamedTuple):
     discriminator: nn.Module
     name: str = ""
 
+    def tag(self, value: str) -> str:
+        """The name of a value of this game in the log."""
+        return f"{self.name}/{value}" if self.name else value
+
 
 class GAN(LightningModule):
     """A generator and a discriminator in alternating steps (Goodfellow et al., 2014).
@@ -173,7 +177,7 @@ class GAN(LightningModule):
     def record(self, game: Game, name: str, value: Tensor) -> None:
         """Log the mean of a value, if this step is one that logs."""
         if self.is_logging:
-            self._records["/".join(filter(None, (game.name, name)))] = value.detach().mean().float()
+            self._records[game.tag(name)] = value.detach().mean().float().to(self.device)
 
     def _update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: Terms) -> None:
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
@@ -182,7 +186,7 @@ class GAN(LightningModule):
         if self.gradient_clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
         for name, term in {**terms, "total": total}.items():
-            self.terms[f"loss_{player}/{name}"] = term.detach()
+            self.terms[game.tag(f"loss_{player}/{name}")] = term.detach()
             self.record(game, f"loss_{player}/{name}", term)
         if self.is_logging:
             norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
