@@ -64,6 +64,7 @@ experiment = build(composed(*options), Path(sys.argv[2]))
 experiment.trainer.callbacks.insert(0, SameWeights())
 experiment.trainer.fit(experiment.model, datamodule=experiment.data)
 buffers = torch.cat([b.double().flatten() for b in experiment.model.buffers()])
+print("buffers", buffers.sum().item())
 """
 
 
@@ -75,6 +76,9 @@ def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Pa
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("equal at") == 10
+    buffers = [line for line in result.stdout.splitlines() if line.startswith("buffers")]
+    assert len(buffers) == 2
+    assert len(set(buffers)) == 1, "the last checkpoint gave all ranks the buffers of rank 0"
     assert "BatchNorm on 2 CPU processes" in result.stderr
 
 

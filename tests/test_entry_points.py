@@ -77,6 +77,10 @@ MISTAKES = {
     "trainer.devices=3": (2, "does not divide by 3"),
     "model.moving_average_decay=2": (2, "decay"),
     "model.discriminator_steps=0": (2, "discriminator_steps"),
+    "model.generator_optimizer.lr=-1": (2, "Invalid learning rate"),
+    "seed=abc": (2, "seed=abc"),
+    "trainer.precision=16-mixed": (2, "bf16-mixed"),
+    "callbacks.checkpoints.monitor=fidd": (2, "monitor=fidd needs validations"),
     "trainer=gpu": (2, "gpu"),
 }
 if torch.cuda.is_available():

@@ -208,9 +208,21 @@ def test_options_of_the_step(tmp_path: Path) -> None:
     assert total[4] == pytest.approx(sum(value for part in parts for step, value in part if step == 4), rel=1e-5)
 
 
+def test_penalties_under_mixed_precision(tmp_path: Path) -> None:
+    fitted(tmp_path, *TINY_POINTS, "trainer.precision=bf16-mixed", "regularizer=[r1,r2,gradient_penalty]")
+
+
+@pytest.mark.slow
+def test_points_reach_the_parabola(tmp_path: Path) -> None:
+    model = fitted(tmp_path, "model=gan", "data=quadratic", "trainer.max_steps=20000", "sample_every=20000").model
+    x, y = draw(model, 2000, seed=1).T
+    assert ((y - x.square() - 5).abs() < 1).float().mean() >= 0.9
+    assert (torch.histc(x[x.abs() <= 5], 10, -5, 5) > 0).float().mean() >= 0.8
+
+
 def test_compiled_networks_train_as_the_others(tmp_path: Path) -> None:
-    plain = fitted(tmp_path / "plain", *TINY_POINTS).model
-    compiled = fitted(tmp_path / "compiled", *TINY_POINTS, "model.compile=true").model
+    plain = fitted(tmp_path / "plain", *TINY_POINTS, "regularizer=r1").model
+    compiled = fitted(tmp_path / "compiled", *TINY_POINTS, "model.compile=true", "regularizer=r1").model
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     torch.testing.assert_close(dict(plain.state_dict()), dict(compiled.state_dict()), rtol=1e-4, atol=1e-6)
 

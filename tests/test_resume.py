@@ -176,6 +176,14 @@ def test_damaged_checkpoint_is_noticed(tmp_path: Path, caplog: pytest.LogCapture
     assert latest_checkpoint(tmp_path) == last
 
 
+def test_options_given_on_resuming_hold(tmp_path: Path) -> None:
+    fitted(tmp_path / "first", *TINY_POINTS)
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    options = ["trainer.max_steps=3", "model.generator_optimizer.lr=0.125"]
+    optimizers = fitted(tmp_path / "second", *TINY_POINTS, *options, checkpoint=last).trainer.optimizers
+    assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == [5e-4, 0.125]
+
+
 def test_resuming_a_finished_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = [*TINY_POINTS, "trainer.enable_progress_bar=false"]

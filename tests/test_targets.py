@@ -45,6 +45,18 @@ def test_own_packages_are_admitted_by_name(monkeypatch: pytest.MonkeyPatch) -> N
     check_targets(config)
 
 
+def test_a_file_beside_the_record_does_not_steer_hydra(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fitted(folder, *TINY_POINTS)
+    planted = folder / ".hydra" / "hydra" / "job_logging" / "ganforge.yaml"
+    planted.parent.mkdir(parents=True)
+    OmegaConf.save(composed(*TINY_POINTS), folder / ".hydra" / "config.yaml")
+    handler = f"{{class: logging.FileHandler, filename: {tmp_path}/planted, level: 0}}"
+    planted.write_text(f"version: 1\nhandlers: {{planted: {handler}}}\nroot: {{level: INFO, handlers: [planted]}}\n")
+    assert run("train.py", f"resume={folder}", "trainer.max_steps=3", cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "planted").exists()
+
+
 @pytest.mark.parametrize("key", ["hydra", "defaults"])
 def test_records_that_steer_hydra_are_refused(tmp_path: Path, key: str) -> None:
     fitted(tmp_path, *TINY_POINTS)

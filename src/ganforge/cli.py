@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                     status = task(config)
             except KeyboardInterrupt:
                 status = INTERRUPTED
+            except SystemExit as error:  # what Lightning makes of a second Ctrl-C
+                if not isinstance(error.__context__, KeyboardInterrupt):
+                    raise
+                status = INTERRUPTED
             except Exception as error:
                 message = explanation(error)
                 if message is None or os.environ.get("HYDRA_FULL_ERROR"):
@@ -62,11 +67,12 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
 
         def main() -> None:
             register_resolvers()
-            try:
-                sys.argv[1:] = _resolved_arguments(original, conf)
-            except UserError as error:
-                sys.exit(_complain(str(error)))
-            hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(run)()
+            with tempfile.TemporaryDirectory() as scratch:
+                try:
+                    sys.argv[1:] = _resolved_arguments(original, conf, Path(scratch))
+                except UserError as error:
+                    sys.exit(_complain(str(error)))
+                hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(run)()
 
         return main
 
@@ -117,8 +123,11 @@ def _run_in_process(script: Path) -> int:
 # Resuming --------------------------------------------------------------------------------------------------------
 
 
-def _resolved_arguments(arguments: list[str], conf: Path) -> list[str]:
-    """Turn `resume=<run folder>` into a composition from that run's record, in that folder."""
+def _resolved_arguments(arguments: list[str], conf: Path, scratch: Path) -> list[str]:
+    """Turn `resume=<run folder>` into a composition from that run's record, in that folder.
+
+    Hydra gets a bare copy of the record: another file beside it could steer Hydra itself.
+    """
     resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
     _remember_sweep(arguments)
     if resume is None or resume in ("", "null"):
@@ -126,10 +135,10 @@ def _resolved_arguments(arguments: list[str], conf: Path) -> list[str]:
     if {"-m", "--multirun"} & set(arguments):
         raise UserError("resume= goes on with one run: leave out -m")
     folder = Path(resume).expanduser().resolve()
-    record = check_record(folder)
+    OmegaConf.save(OmegaConf.load(check_record(folder)), scratch / "record.yaml")
     return [
-        f"--config-path={record.parent}",
-        f"--config-name={record.stem}",
+        f"--config-path={scratch}",
+        "--config-name=record",
         *(a for a in arguments if not a.startswith("resume=")),
         f"resume={quoted(folder)}",
         f"hydra.searchpath=[{quoted(f'file://{conf}')}]",

@@ -14,12 +14,13 @@ from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint
+from ganforge.callbacks.checkpoints import AtomicCheckpointIO, is_intact, latest_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
 from ganforge.cli import INTERRUPTED, check_record
 from ganforge.data.base import TensorData
 from ganforge.errors import UserError
 from ganforge.models.gan import GAN
+from ganforge.randomness import CHUNK
 from ganforge.run_folder import describe, drop_events_after, finish_message
 from ganforge.targets import check_targets
 
@@ -38,9 +39,11 @@ def build(config: DictConfig, folder: Path) -> Experiment:
     for part in ("data", "model", "trainer", "callbacks", "logger"):
         OmegaConf.resolve(config[part])
     _quiet()
+    _check(config)
     seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
     model = instantiate(config.model, _convert_="all")
+    _check_optimizers(model)
     _check_devices(config, model)
     stopping = Stopping()
     callbacks = [stopping, *instantiate(config.callbacks, _convert_="all").values()]
@@ -54,6 +57,7 @@ def build(config: DictConfig, folder: Path) -> Experiment:
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         strategy=strategy(config.trainer),
+        sync_batchnorm=_synchronises(config.trainer),
         _convert_="all",
     )
     return Experiment(data, model, trainer, stopping)
@@ -65,6 +69,7 @@ def train(config: DictConfig, folder: Path) -> int:
     if config.resume:
         check_targets(config)
         checkpoint = latest_checkpoint(folder)
+        _check_schedule(config, folder)
     elif _rank() == 0 and (folder / "checkpoints").exists():
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or use another hydra.run.dir")
     experiment = build(config, folder)
@@ -81,13 +86,18 @@ def train(config: DictConfig, folder: Path) -> int:
                 return 0
             log.info("Going on after step %d.", step)
             drop_events_after(folder, step)
+            if checkpoint.name != "last.ckpt":  # or the next save would keep the damaged one in place of the good one
+                checkpoint.with_name("last.ckpt").unlink(missing_ok=True)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Diverged as error:
+        if not trainer.is_global_zero:
+            return 0
         raise Diverged(f"{error}\nThe run is in {folder}") from error
+    if not trainer.is_global_zero:
+        return 0  # Lightning kills rank 0 when another rank ends with a status
     interrupted = experiment.stopping.interrupted
-    if trainer.is_global_zero:
-        log.info(finish_message(folder, interrupted, trainer.global_step))
+    log.info(finish_message(folder, interrupted, trainer.global_step))
     return INTERRUPTED if interrupted else 0
 
 
@@ -117,8 +127,8 @@ def checkpoint_path(folder: Path, checkpoint: str) -> Path:
         if not best:
             log.warning("This run monitored no metric, so `best` is `last`.")
         return best[-1] if best else latest_checkpoint(folder)
-    if not Path(checkpoint).is_file():
-        raise UserError(f"checkpoint={checkpoint}: must be last, best, or a file, and this is no file")
+    if not is_intact(Path(checkpoint)):
+        raise UserError(f"checkpoint={checkpoint}: must be last, best, or the file of a checkpoint")
     return Path(checkpoint)
 
 
@@ -144,6 +154,51 @@ def strategy(trainer: DictConfig) -> str:
     return "ddp_find_unused_parameters_true"
 
 
+def _synchronises(trainer: DictConfig) -> bool:
+    """Whether BatchNorm is synchronised: as configured, or else wherever torch can."""
+    if trainer.sync_batchnorm is not None:
+        return trainer.sync_batchnorm
+    return device_count(trainer) > 1 and not _on_cpu(trainer)
+
+
+def _on_cpu(trainer: DictConfig) -> bool:
+    return trainer.accelerator == "cpu" or not torch.cuda.is_available()
+
+
+def _check(config: DictConfig) -> None:
+    """Values that would fail late, or with somebody else's words."""
+    trainer = config.trainer
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise UserError(f"seed={config.seed}: must be a whole number from 0")
+    if trainer.devices in (0, "0"):
+        raise UserError("trainer.devices=0: must be at least 1")
+    if not isinstance(trainer.log_every_n_steps, int) or trainer.log_every_n_steps < 1:
+        raise UserError(f"trainer.log_every_n_steps={trainer.log_every_n_steps}: must be a whole number from 1")
+    if str(trainer.precision) in ("16", "16-mixed"):
+        raise UserError(
+            f"trainer.precision={trainer.precision}: clipping and penalties need trainer.precision=bf16-mixed"
+        )
+    monitor = OmegaConf.select(config, "callbacks.checkpoints.monitor")
+    if monitor and not trainer.val_check_interval:
+        raise UserError(f"callbacks.checkpoints.monitor={monitor} needs validations: set evaluate_every")
+
+
+def _check_optimizers(model: GAN) -> None:
+    try:
+        model.configure_optimizers()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.*_optimizer or schedule: {error}") from error
+
+
+def _check_schedule(config: DictConfig, folder: Path) -> None:
+    before = OmegaConf.load(check_record(folder)).trainer.max_steps
+    if config.schedule and config.trainer.max_steps != before:
+        raise UserError(
+            f"trainer.max_steps={config.trainer.max_steps}: this run's schedule was laid out for {before} steps and "
+            "cannot be stretched. Start a new run, or resume without trainer.max_steps"
+        )
+
+
 def _check_devices(config: DictConfig, model: nn.Module) -> None:
     devices = device_count(config.trainer)
     if config.data.batch_size % devices:
@@ -151,9 +206,12 @@ def _check_devices(config: DictConfig, model: nn.Module) -> None:
             f"data.batch_size={config.data.batch_size} does not divide by {devices} devices, which share it out: "
             f"use {config.data.batch_size // devices * devices or devices}"
         )
-    on_cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    if config.trainer.val_check_interval and config.data.num_samples <= CHUNK * (devices - 1):
+        raise UserError(
+            f"data.num_samples={config.data.num_samples} leaves devices without work: use {CHUNK * devices}"
+        )
     batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if devices > 1 and on_cpu and batch_norm and _rank() == 0:
+    if devices > 1 and _on_cpu(config.trainer) and batch_norm and _rank() == 0:
         log.warning(
             "BatchNorm on %d CPU processes: each normalises its own %d rows, as torch cannot synchronise it on CPUs. "
             "The run differs from one on a single process.",

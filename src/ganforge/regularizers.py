@@ -35,9 +35,10 @@ class Regularizer:
 
 def squared_gradient_norms(discriminator: nn.Module, samples: Tensor, condition: Tensor | None) -> Tensor:
     """Squared norm of the logits' gradient at each sample, (N,), in full precision and differentiable."""
-    samples = samples.detach().requires_grad_()
+    samples = samples.detach().to(torch.promote_types(samples.dtype, torch.float32)).requires_grad_()
     with torch.autocast(samples.device.type, enabled=False):
-        logits = discriminator(samples, condition)
+        # not compiled: torch.compile cannot differentiate twice
+        logits = discriminator._call_impl(samples, condition)
         (gradients,) = torch.autograd.grad(logits.sum(), samples, create_graph=True)
     return gradients.flatten(1).square().sum(1)
 
@@ -65,6 +66,6 @@ class GradientPenalty(Regularizer):
     def __call__(self, discriminator: nn.Module, real: Tensor, fake: Tensor, condition: Tensor | None) -> Tensor:
         position = for_batch(lambda count, generator: torch.rand(count, generator=generator), len(real))
         position = position.to(real).view(-1, *[1] * (real.ndim - 1))
-        between = torch.lerp(fake.detach(), real, position)
+        between = torch.lerp(fake.detach().to(real), real, position)
         norms = squared_gradient_norms(discriminator, between, condition).sqrt()
         return (norms - 1).square().mean()

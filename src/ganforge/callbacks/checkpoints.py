@@ -3,6 +3,7 @@
 import logging
 import os
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         try:
+            content = BytesIO()  # torch.save hides a full disk behind an error of its own
+            torch.save(checkpoint, content)
             with part.open("wb") as file:
-                torch.save(checkpoint, file)
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
@@ -99,15 +102,20 @@ class Checkpoints(Checkpoint):
             (folder / "next.ckpt").replace(folder / "last.ckpt")
 
     def _keep_best(self, trainer: Trainer) -> None:
-        value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        if value is None:
+        if self.monitor is None:
             return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise UserError(
+                f"callbacks.checkpoints.monitor={self.monitor}: no such metric. The validation gave: {known}"
+            )
+        value = trainer.callback_metrics[self.monitor]
         sign = 1 if self.mode == "min" else -1
         if self.best and sign * float(value) >= sign * self.best["value"]:
             return
         self.best = {"value": float(value), "step": trainer.global_step}
         folder = Path(trainer.default_root_dir, "checkpoints")
-        path = folder / f"best-{str(self.monitor).replace('/', '_')}-step-{trainer.global_step:08d}.ckpt"
+        path = folder / f"best-{self.monitor.replace('/', '_')}-step-{trainer.global_step:08d}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             for other in folder.glob("best-*.ckpt"):

@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import zlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,5 +123,5 @@ def _read(folder: Path, name: str) -> Tensor:
         shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(int)
         values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
         return torch.from_numpy(values.reshape(shape).copy())
-    except (EOFError, IndexError, OSError, ValueError) as error:
+    except (EOFError, IndexError, OSError, ValueError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and it is fetched again") from error

@@ -13,8 +13,6 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     The decay ramps up as (1 + n) / (10 + n) with the number of updates n, so that the random first weights are soon
     forgotten.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"the decay of a moving average must be in [0, 1), not {decay}")
 
     @torch.no_grad()
     def update(averages: Any, currents: Any, count: Tensor | int) -> None:

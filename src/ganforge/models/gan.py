@@ -67,6 +67,10 @@ class GAN(LightningModule):
         self.automatic_optimization = False
         if min(discriminator_steps, generator_steps) < 1:
             raise ValueError("discriminator_steps and generator_steps must be at least 1")
+        if moving_average_decay is not None and not 0 <= moving_average_decay < 1:
+            raise ValueError(f"moving_average_decay={moving_average_decay}: must be in [0, 1), or null for no average")
+        if moving_average_every < 1:
+            raise ValueError(f"moving_average_every={moving_average_every}: must be at least 1")
         if gradient_clip is not None and gradient_clip <= 0:
             raise ValueError(f"gradient_clip={gradient_clip}: must be a positive norm, or null for no clipping")
         for name, regularizer in regularizers.items():
@@ -230,6 +234,13 @@ class GAN(LightningModule):
         self._clock = self.step_number, now
         for logger in self.loggers:
             logger.log_metrics(self.logged, step=self.step_number)
+
+    def on_train_start(self) -> None:
+        # a checkpoint restores the options of its optimizers; those of the config hold, as on resuming one may set them
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                kept = ("lr", "initial_lr") if self.schedule else ()
+                group.update({key: value for key, value in optimizer.defaults.items() if key not in kept})
 
     def on_validation_start(self) -> None:
         self.broadcast_buffers()
