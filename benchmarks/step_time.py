@@ -30,7 +30,7 @@ from ganforge.data.base import to_unit_range
 from ganforge.experiment import build
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = {"dcgan": (4, 12), "mlp": (40, 30)}
+MODELS = {"dcgan": (5, 40), "mlp": (10, 40)}
 """Steps in a window, and windows."""
 
 
