@@ -1,4 +1,4 @@
-"""Two-dimensional sets, which need no file: a GAN on them trains in a minute and can be seen whole."""
+"""Two-dimensional sets, which need no file: a GAN on them trains in minutes and can be seen whole."""
 
 from math import pi
 from typing import Any
