@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["trainer.max_steps=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
 TINY_POINTS = ["model=gan", "data=ring", "data.size=100", "data.batch_size=20", "callbacks.samples.count=4"]
 TINY_POINTS += ["model.generator.hidden=[8]", "model.discriminator.hidden=[8]"]
+TINY_MLP = ["model.generator.hidden=[16]", "model.discriminator.hidden=[16]"]
+TINY_DCGAN = ["model.generator.width=4", "model.discriminator.width=4"]
 
 
 def composed(*overrides: str, config: str = "train") -> DictConfig:

@@ -4,7 +4,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, composed, fitted
+from conftest import ROOT, TINY_DCGAN, composed, fitted
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -50,5 +50,5 @@ def test_models_train_on_data_that_fits(tmp_path: Path, fake_mnist: Path, model:
     if not points:
         arguments.append(f"data.root={fake_mnist}")
     if model != "gan":
-        arguments += ["model.generator.width=4", "model.discriminator.width=4"]
+        arguments += TINY_DCGAN
     assert fitted(tmp_path, *arguments).trainer.global_step == 2

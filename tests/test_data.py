@@ -107,9 +107,16 @@ def test_facts_that_do_not_fit_are_refused(fake_mnist: Path) -> None:
 
 
 def test_damaged_file_is_named(fake_mnist: Path) -> None:
-    (fake_mnist / FILES[0]).write_bytes((fake_mnist / FILES[0]).read_bytes()[:-1])
+    whole = (fake_mnist / FILES[0]).read_bytes()
+    (fake_mnist / FILES[0]).write_bytes(whole[:-1])
     with pytest.raises(UserError, match=r"train-images.*damaged"):
         loaded(MNIST(str(fake_mnist), **OPTIONS))
+    (fake_mnist / FILES[0]).unlink()
+    packed = gzip.compress(whole)
+    for damaged in (packed[:-9], b"\0" + packed[1:], packed[:2000] + bytes(8) + packed[2008:]):
+        (fake_mnist / f"{FILES[0]}.gz").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"train-images.*gz is damaged"):
+            loaded(MNIST(str(fake_mnist), **OPTIONS))
 
 
 def test_sources_are_tried_in_turn_and_files_appear_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

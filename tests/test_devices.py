@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_POINTS, composed, run
+from conftest import TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, run
 from test_resume import scalars
 
+from ganforge.devices import device_count, strategy, synchronises
 from ganforge.errors import UserError
-from ganforge.experiment import build, device_count, strategy
+from ganforge.experiment import build
 
 MODELS = {
-    "mlp": ["model=gan", "model.generator.hidden=[16]", "model.discriminator.hidden=[16]"],
+    "mlp": ["model=gan", *TINY_MLP],
     "dcgan": [
         "model=dcgan",
-        "model.generator.width=4",
-        "model.discriminator.width=4",
+        *TINY_DCGAN,
         "model.generator.normalization._target_=torch.nn.InstanceNorm2d",
         "model.discriminator.normalization._target_=torch.nn.InstanceNorm2d",
     ],
@@ -46,7 +46,7 @@ def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, name: str)
 CHECKING = """
 import sys, torch
 from lightning.pytorch import Callback
-from conftest import TINY_POINTS, composed
+from conftest import TINY_DCGAN, composed
 from ganforge.experiment import build
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class SameWeights(Callback):
         print("equal at", trainer.global_step, flush=True)
 
 options = ["model=dcgan", "data.root=" + sys.argv[1], "data.batch_size=16", "trainer=cpu", "trainer.devices=2"]
-options += ["model.generator.width=4", "model.discriminator.width=4", "trainer.max_steps=5"]
+options += [*TINY_DCGAN, "trainer.max_steps=5"]
 experiment = build(composed(*options), Path(sys.argv[2]))
 experiment.trainer.callbacks.insert(0, SameWeights())
 experiment.trainer.fit(experiment.model, datamodule=experiment.data)
@@ -91,5 +91,10 @@ def test_strategy_is_chosen_where_it_was_left_to_us(tmp_path: Path) -> None:
     assert config("trainer=cpu", "trainer.devices=2") == (2, "ddp_find_unused_parameters_true")
     assert config("trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp") == (2, "ddp")
     assert config("trainer=gpu", "trainer.devices=[0,1,2]", "trainer.num_nodes=2")[0] == 6
+    # torch has none for CPUs, and one device has nothing to synchronise
+    assert not synchronises(composed("trainer=cpu", "trainer.devices=2").trainer)
+    assert not synchronises(composed("trainer=gpu").trainer)
+    assert synchronises(composed("trainer=gpu", "trainer.devices=2").trainer) == torch.cuda.is_available()
+    assert synchronises(composed("trainer=gpu", "trainer.sync_batchnorm=true").trainer)
     with pytest.raises(UserError, match=r"data\.batch_size=20 does not divide by 3 devices.*use 18"):
         build(composed(*TINY_POINTS, "trainer=cpu", "trainer.devices=3"), tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_POINTS, run
+from conftest import ROOT, TINY_DCGAN, TINY_POINTS, run
 from PIL import Image
 
 TINY = [*TINY_POINTS, "trainer.max_steps=3", "sample_every=1"]
@@ -53,7 +53,7 @@ def test_train_and_sample(tmp_path: Path) -> None:
 
 def test_sample_images(tmp_path: Path, fake_mnist: Path) -> None:
     folder = tmp_path / "run"
-    small = ["model.generator.width=4", "model.discriminator.width=4", "data.batch_size=8", "trainer.max_steps=1"]
+    small = [*TINY_DCGAN, "data.batch_size=8", "trainer.max_steps=1"]
     assert run("train.py", *small, f"data.root={fake_mnist}", f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
     separate = ["num_samples=3", "separate=true", f"output={tmp_path}/out"]
     assert run("sample.py", f"run={folder}", *separate, cwd=tmp_path).returncode == 0
@@ -82,6 +82,7 @@ MISTAKES = {
     "seed=abc": (2, "seed=abc"),
     "trainer.precision=16-mixed": (2, "bf16-mixed"),
     "callbacks.checkpoints.monitor=fidd": (2, "monitor=fidd needs validations"),
+    "trainer.devices=2 evaluate_every=1 data.num_samples=64": (2, "data.num_samples=64 leaves devices without work"),
     "trainer=gpu": (2, "gpu"),
 }
 if torch.cuda.is_available():
@@ -91,7 +92,7 @@ if torch.cuda.is_available():
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_get_one_message(tmp_path: Path, mistake: str) -> None:
     status, message = MISTAKES[mistake]
-    result = run("train.py", *TINY, mistake, cwd=tmp_path)
+    result = run("train.py", *TINY, *mistake.split(), cwd=tmp_path)
     assert result.returncode == status, result.stderr
     assert "Traceback" not in result.stderr
     assert re.search(message, result.stderr), result.stderr
@@ -149,13 +150,12 @@ def test_sweep_over_two_processes(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sweeps"]
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, devices: int) -> None:
-    folder = tmp_path / "run"
-    options = [*TINY_POINTS, "trainer.max_steps=1000000", "checkpoint_every=1000000", "trainer.accelerator=cpu"]
+def started(folder: Path, *options: str) -> subprocess.Popen:
+    """An endless training that has written its first checkpoint and made some steps."""
+    endless = [*TINY_POINTS, "trainer.max_steps=1000000", "checkpoint_every=1000000", "trainer.accelerator=cpu"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *options, f"trainer.devices={devices}", f"hydra.run.dir={folder}"],
-        cwd=tmp_path,
+        [sys.executable, str(ROOT / "train.py"), *endless, *options, f"hydra.run.dir={folder}"],
+        cwd=folder.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
@@ -167,9 +167,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, devices: int) -> Non
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(1)
-    os.killpg(process.pid, signal.SIGINT)
+    return process
+
+
+@pytest.mark.parametrize(("devices", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, devices: int, number: signal.Signals) -> None:
+    folder = tmp_path / "run"
+    process = started(folder, f"trainer.devices={devices}")
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches all processes
+    else:
+        process.send_signal(number)  # a scheduler may know of the first only
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     assert "python train.py resume=run" in errors
     step = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
@@ -177,6 +187,18 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, devices: int) -> Non
     resumed = run("train.py", f"resume={folder}", f"trainer.max_steps={step + 2}", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert f"Finished {step + 2} steps" in resumed.stderr
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    # one step draws all of the rows a million times over, so only the second signal can end it in time
+    process = started(tmp_path / "run", "data.batch_size=100", "model.discriminator_steps=20000")
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
 
 
 def test_full_disk(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_POINTS, composed, equal, fitted
+from conftest import TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, equal, fitted
 from lightning.pytorch import Callback
 from test_resume import scalars
 from torch import nn
@@ -163,7 +163,7 @@ def test_moving_average_follows_its_definition() -> None:
 
 def test_sampling_uses_the_average_and_leaves_no_trace(tmp_path: Path, fake_mnist: Path) -> None:
     options = ["model=dcgan", f"data.root={fake_mnist}", "data.batch_size=16", "trainer.max_steps=6"]
-    options += ["model.moving_average_every=2", "model.generator.width=4", "model.discriminator.width=4"]
+    options += ["model.moving_average_every=2", *TINY_DCGAN]
     initial = build(composed(*options), tmp_path / "x").model
     model = fitted(tmp_path, *options).model
     assert model.average is not None
@@ -185,7 +185,7 @@ def test_sampling_uses_the_average_and_leaves_no_trace(tmp_path: Path, fake_mnis
 
 def test_samples_do_not_disturb_training(tmp_path: Path, fake_mnist: Path) -> None:
     options = ["model=dcgan_5x5", f"data.root={fake_mnist}", "data.batch_size=16", "trainer.max_steps=4"]
-    options += ["model.generator.width=4", "model.discriminator.width=4"]
+    options += TINY_DCGAN
     often = fitted(tmp_path / "often", *options, "sample_every=1", "evaluate_every=1", "data.num_samples=64")
     never = fitted(tmp_path / "never", *options, "sample_every=100", "checkpoint_every=1")
     assert equal(often.model.state_dict(), never.model.state_dict())
@@ -249,16 +249,15 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 
 
 TRACES = {
-    "gan": ["model=gan", "model.generator.hidden=[16]", "model.discriminator.hidden=[16]"],
-    "dcgan": ["model=dcgan", "model.generator.width=4", "model.discriminator.width=4"],
-    "dcgan_5x5": ["model=dcgan_5x5", "model.generator.width=4", "model.discriminator.width=4"],
+    "gan": ["model=gan", *TINY_MLP],
+    "dcgan": ["model=dcgan", *TINY_DCGAN],
+    "dcgan_5x5": ["model=dcgan_5x5", *TINY_DCGAN],
     "wgan_gp": [
         "model=gan",
         "loss=wasserstein",
         "regularizer=gradient_penalty",
         "model.discriminator_steps=2",
-        "model.generator.hidden=[16]",
-        "model.discriminator.hidden=[16]",
+        *TINY_MLP,
     ],
 }
 

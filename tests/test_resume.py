@@ -176,6 +176,18 @@ def test_damaged_checkpoint_is_noticed(tmp_path: Path, caplog: pytest.LogCapture
     assert latest_checkpoint(tmp_path) == last
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run("train.py", *TINY_POINTS, "trainer.max_steps=3", f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1])
+    resumed = run("train.py", f"resume={folder}", "trainer.max_steps=5", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "last.ckpt is damaged" in resumed.stderr
+    assert is_intact(last)
+    assert is_intact(last.with_name("previous.ckpt"))
+
+
 def test_options_given_on_resuming_hold(tmp_path: Path) -> None:
     fitted(tmp_path / "first", *TINY_POINTS)
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"

@@ -9,20 +9,19 @@ from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import instantiate
-from lightning.fabric.utilities import rank_zero
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from ganforge.callbacks.checkpoints import AtomicCheckpointIO, is_intact, latest_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
-from ganforge.cli import INTERRUPTED, check_record
+from ganforge.checks import check_devices, check_optimizers, check_schedule, check_values
+from ganforge.cli import check_record
 from ganforge.data.base import TensorData
+from ganforge.devices import rank, strategy, synchronises
 from ganforge.errors import UserError
 from ganforge.models.gan import GAN
-from ganforge.randomness import CHUNK
 from ganforge.run_folder import describe, drop_events_after, finish_message
 from ganforge.targets import check_targets
 
@@ -50,12 +49,12 @@ def build(config: DictConfig, folder: Path) -> Experiment:
     for part in ("data", "model", "trainer", "callbacks", "logger"):
         OmegaConf.resolve(config[part])
     _quiet()
-    _check(config)
+    check_values(config)
     seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
     model = instantiate(config.model, _convert_="all")
-    _check_optimizers(model)
-    _check_devices(config, model)
+    check_optimizers(model)
+    check_devices(config, model)
     stopping = Stopping()
     callbacks = [stopping, *instantiate(config.callbacks, _convert_="all").values()]
     if not config.trainer.enable_progress_bar:
@@ -69,23 +68,22 @@ def build(config: DictConfig, folder: Path) -> Experiment:
         plugins=[AtomicCheckpointIO()],
         strategy=strategy(config.trainer),
         profiler=config.trainer.profiler or Unprofiled(),
-        sync_batchnorm=_synchronises(config.trainer),
+        sync_batchnorm=synchronises(config.trainer),
         _convert_="all",
     )
     return Experiment(data, model, trainer, stopping)
 
 
 def train(config: DictConfig, folder: Path) -> int:
-    """Train, or go on with, the run in a folder. Returns the exit status: 0, or 130 after Ctrl-C."""
+    """Train, or go on with, the run in a folder. Returns the exit status: 0, or 128 + the signal that ended it."""
     checkpoint = None
     if config.resume:
         check_targets(config)
         checkpoint = latest_checkpoint(folder)
-        _check_schedule(config, folder)
-    elif _rank() == 0 and (folder / "checkpoints").exists():
+        check_schedule(config, folder)
+    elif rank() == 0 and (folder / "checkpoints").exists():
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or use another hydra.run.dir")
-    experiment = build(config, folder)
-    data, model, trainer, _ = experiment
+    data, model, trainer, stopping = build(config, folder)
     if trainer.is_global_zero:  # other ranks start once this one has what all of them need
         data.prepare_data()
         data.setup()
@@ -103,14 +101,12 @@ def train(config: DictConfig, folder: Path) -> int:
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Diverged as error:
-        if not trainer.is_global_zero:
-            return 0
-        raise Diverged(f"{error}\nThe run is in {folder}") from error
+        if trainer.is_global_zero:
+            raise Diverged(f"{error}\nThe run is in {folder}") from error
     if not trainer.is_global_zero:
         return 0  # Lightning kills rank 0 when another rank ends with a status
-    interrupted = experiment.stopping.interrupted
-    log.info(finish_message(folder, interrupted, trainer.global_step))
-    return INTERRUPTED if interrupted else 0
+    log.info(finish_message(folder, stopping.interrupted, trainer.global_step))
+    return 128 + stopping.interrupted if stopping.interrupted else 0
 
 
 def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[DictConfig, GAN]:
@@ -142,94 +138,6 @@ def checkpoint_path(folder: Path, checkpoint: str) -> Path:
     if not is_intact(Path(checkpoint)):
         raise UserError(f"checkpoint={checkpoint}: must be last, best, or the file of a checkpoint")
     return Path(checkpoint)
-
-
-def _rank() -> int:
-    """The rank of this process, also before training, when only the environment tells."""
-    return rank_zero._get_rank() or 0
-
-
-def device_count(trainer: DictConfig) -> int:
-    """How many processes a trainer's config asks for, on all nodes."""
-    devices = trainer.devices
-    if devices in ("auto", -1, "-1"):
-        count = max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu", "cuda") else 1
-    else:
-        count = int(devices) if str(devices).isdigit() else len(str(devices).split(","))
-    return count * trainer.num_nodes
-
-
-def strategy(trainer: DictConfig) -> str:
-    """The strategy as configured; for several devices, `auto` is DDP that bears one network's gradients at a time."""
-    if trainer.strategy != "auto" or device_count(trainer) == 1:
-        return trainer.strategy
-    return "ddp_find_unused_parameters_true"
-
-
-def _synchronises(trainer: DictConfig) -> bool:
-    """Whether BatchNorm is synchronised: as configured, or else wherever torch can."""
-    if trainer.sync_batchnorm is not None:
-        return trainer.sync_batchnorm
-    return device_count(trainer) > 1 and not _on_cpu(trainer)
-
-
-def _on_cpu(trainer: DictConfig) -> bool:
-    return trainer.accelerator == "cpu" or not torch.cuda.is_available()
-
-
-def _check(config: DictConfig) -> None:
-    """Values that would fail late, or with somebody else's words."""
-    trainer = config.trainer
-    if not isinstance(config.seed, int) or config.seed < 0:
-        raise UserError(f"seed={config.seed}: must be a whole number from 0")
-    if trainer.devices in (0, "0"):
-        raise UserError("trainer.devices=0: must be at least 1")
-    if not isinstance(trainer.log_every_n_steps, int) or trainer.log_every_n_steps < 1:
-        raise UserError(f"trainer.log_every_n_steps={trainer.log_every_n_steps}: must be a whole number from 1")
-    if str(trainer.precision) in ("16", "16-mixed"):
-        raise UserError(
-            f"trainer.precision={trainer.precision}: clipping and penalties need trainer.precision=bf16-mixed"
-        )
-    monitor = OmegaConf.select(config, "callbacks.checkpoints.monitor")
-    if monitor and not trainer.val_check_interval:
-        raise UserError(f"callbacks.checkpoints.monitor={monitor} needs validations: set evaluate_every")
-
-
-def _check_optimizers(model: GAN) -> None:
-    try:
-        model.configure_optimizers()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model.*_optimizer or schedule: {error}") from error
-
-
-def _check_schedule(config: DictConfig, folder: Path) -> None:
-    before = OmegaConf.load(check_record(folder)).trainer.max_steps
-    if config.schedule and config.trainer.max_steps != before:
-        raise UserError(
-            f"trainer.max_steps={config.trainer.max_steps}: this run's schedule was laid out for {before} steps and "
-            "cannot be stretched. Start a new run, or resume without trainer.max_steps"
-        )
-
-
-def _check_devices(config: DictConfig, model: nn.Module) -> None:
-    devices = device_count(config.trainer)
-    if config.data.batch_size % devices:
-        raise UserError(
-            f"data.batch_size={config.data.batch_size} does not divide by {devices} devices, which share it out: "
-            f"use {config.data.batch_size // devices * devices or devices}"
-        )
-    if config.trainer.val_check_interval and config.data.num_samples <= CHUNK * (devices - 1):
-        raise UserError(
-            f"data.num_samples={config.data.num_samples} leaves devices without work: use {CHUNK * devices}"
-        )
-    batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if devices > 1 and _on_cpu(config.trainer) and batch_norm and _rank() == 0:
-        log.warning(
-            "BatchNorm on %d CPU processes: each normalises its own %d rows, as torch cannot synchronise it on CPUs. "
-            "The run differs from one on a single process.",
-            devices,
-            config.data.batch_size // devices,
-        )
 
 
 def _quiet() -> None:

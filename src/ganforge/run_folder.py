@@ -78,7 +78,7 @@ def drop_events_after(folder: Path, step: int) -> None:
         part.replace(path)
 
 
-def finish_message(folder: Path, interrupted: bool, step: int) -> str:
+def finish_message(folder: Path, interrupted: int, step: int) -> str:
     """What a person wants to know when training ends."""
     run = _short(folder)
     if interrupted:

@@ -1,4 +1,4 @@
-"""Stopping a run well: on Ctrl-C at the end of the step, and at once when a loss is no number any more."""
+"""Stopping a run well: on Ctrl-C or SIGTERM at the end of the step, and at once when a loss is no number any more."""
 
 import logging
 import signal
@@ -19,50 +19,50 @@ class Diverged(UserError):
 
 
 class Stopping(Callback):
-    """Ends the run after the current step on Ctrl-C, and raises `Diverged` on a loss that is NaN or infinite.
+    """Ends the run after the current step on Ctrl-C or SIGTERM, and raises `Diverged` on a loss that is not finite.
 
-    `interrupted` says afterwards whether it was Ctrl-C. All ranks stop at the same step, whichever of them noticed.
+    `interrupted` is afterwards the number of the signal, or 0. All ranks stop at the same step, whichever noticed.
     """
 
     def __init__(self) -> None:
-        self.interrupted = False
-        self._handler: Any = None
+        self.interrupted = 0
+        self._handlers: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._handler = signal.signal(signal.SIGINT, lambda *_: self._interrupt(trainer))
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # here and not on_fit_start, after which Lightning puts a handler that stops on SIGTERM without saving
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, lambda number, _: self._interrupt(trainer, number))
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()
 
-    def _interrupt(self, trainer: Trainer) -> None:
-        self.interrupted = True
+    def _interrupt(self, trainer: Trainer, number: int) -> None:
+        self.interrupted = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if trainer.is_global_zero:
             log.warning("Stopping at the end of this step. Ctrl-C again stops at once.")
 
     def _restore(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         bad_term = self._bad_term(pl_module)
-        interrupted, diverged = self.interrupted, bad_term is not None
+        diverged = bad_term is not None
         if trainer.world_size > 1:
-            flags = torch.tensor([interrupted, diverged], dtype=torch.int32, device=pl_module.device)
-            torch.distributed.all_reduce(flags)
-            interrupted, diverged = flags.bool().tolist()
+            flags = torch.tensor([self.interrupted, diverged], dtype=torch.int32, device=pl_module.device)
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+            self.interrupted, diverged = flags.tolist()
         if diverged:
             raise Diverged(
                 f"{bad_term or 'A loss'} is not finite at step {trainer.global_step}: training stopped. The last good "
                 "checkpoint is in checkpoints/. A lower learning rate (model.generator_optimizer.lr, "
                 "model.discriminator_optimizer.lr) or model.gradient_clip=1 often helps."
             )
-        if interrupted:
-            self.interrupted = True
+        if self.interrupted:
             # not trainer.should_stop: it would run a validation that is not due
             trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
 

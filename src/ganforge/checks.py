@@ -1,0 +1,70 @@
+"""Mistakes in a config that would fail late, or with somebody else's words, found before training."""
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ganforge.cli import check_record
+from ganforge.devices import device_count, on_cpu, rank
+from ganforge.errors import UserError
+from ganforge.models.gan import GAN
+from ganforge.randomness import CHUNK
+
+log = logging.getLogger(__name__)
+
+
+def check_values(config: DictConfig) -> None:
+    """Values that would fail late, or with somebody else's words."""
+    trainer = config.trainer
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise UserError(f"seed={config.seed}: must be a whole number from 0")
+    if trainer.devices in (0, "0"):
+        raise UserError("trainer.devices=0: must be at least 1")
+    if not isinstance(trainer.log_every_n_steps, int) or trainer.log_every_n_steps < 1:
+        raise UserError(f"trainer.log_every_n_steps={trainer.log_every_n_steps}: must be a whole number from 1")
+    if str(trainer.precision) in ("16", "16-mixed"):
+        raise UserError(
+            f"trainer.precision={trainer.precision}: clipping and penalties need trainer.precision=bf16-mixed"
+        )
+    monitor = OmegaConf.select(config, "callbacks.checkpoints.monitor")
+    if monitor and not trainer.val_check_interval:
+        raise UserError(f"callbacks.checkpoints.monitor={monitor} needs validations: set evaluate_every")
+
+
+def check_optimizers(model: GAN) -> None:
+    try:
+        model.configure_optimizers()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.*_optimizer or schedule: {error}") from error
+
+
+def check_schedule(config: DictConfig, folder: Path) -> None:
+    before = OmegaConf.load(check_record(folder)).trainer.max_steps
+    if config.schedule and config.trainer.max_steps != before:
+        raise UserError(
+            f"trainer.max_steps={config.trainer.max_steps}: this run's schedule was laid out for {before} steps and "
+            "cannot be stretched. Start a new run, or resume without trainer.max_steps"
+        )
+
+
+def check_devices(config: DictConfig, model: nn.Module) -> None:
+    devices = device_count(config.trainer)
+    if config.data.batch_size % devices:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} does not divide by {devices} devices, which share it out: "
+            f"use {config.data.batch_size // devices * devices or devices}"
+        )
+    if config.trainer.val_check_interval and config.data.num_samples <= CHUNK * (devices - 1):
+        raise UserError(
+            f"data.num_samples={config.data.num_samples} leaves devices without work: use {CHUNK * devices}"
+        )
+    batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if devices > 1 and on_cpu(config.trainer) and batch_norm and rank() == 0:
+        log.warning(
+            "BatchNorm on %d CPU processes: each normalises its own %d rows, as torch cannot synchronise it on CPUs. "
+            "The run differs from one on a single process.",
+            devices,
+            config.data.batch_size // devices,
+        )

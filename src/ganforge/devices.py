@@ -1,0 +1,38 @@
+"""How many devices a run has, and what follows from it."""
+
+import torch
+from lightning.fabric.utilities import rank_zero
+from omegaconf import DictConfig
+
+
+def rank() -> int:
+    """The rank of this process, also before training, when only the environment tells."""
+    return rank_zero._get_rank() or 0
+
+
+def device_count(trainer: DictConfig) -> int:
+    """How many processes a trainer's config asks for, on all nodes."""
+    devices = trainer.devices
+    if devices in ("auto", -1, "-1"):
+        count = max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu", "cuda") else 1
+    else:
+        count = int(devices) if str(devices).isdigit() else len(str(devices).split(","))
+    return count * trainer.num_nodes
+
+
+def strategy(trainer: DictConfig) -> str:
+    """The strategy as configured; for several devices, `auto` is DDP that bears one network's gradients at a time."""
+    if trainer.strategy != "auto" or device_count(trainer) == 1:
+        return trainer.strategy
+    return "ddp_find_unused_parameters_true"
+
+
+def synchronises(trainer: DictConfig) -> bool:
+    """Whether BatchNorm is synchronised: as configured, or else wherever torch can."""
+    if trainer.sync_batchnorm is not None:
+        return trainer.sync_batchnorm
+    return device_count(trainer) > 1 and not on_cpu(trainer)
+
+
+def on_cpu(trainer: DictConfig) -> bool:
+    return trainer.accelerator == "cpu" or not torch.cuda.is_available()
