@@ -22,7 +22,7 @@ def test_train_and_sample(tmp_path: Path) -> None:
     moving = ["model.moving_average_decay=null", "model.generator_optimizer.lr=0.1"]  # or equal frames become one
     trained = run("train.py", *TINY, *moving, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    (folder,) = (tmp_path / "logs" / "runs" / "gan-ring").iterdir()
+    (folder,) = (tmp_path / "logs" / "runs" / "gan-quadratic").iterdir()
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {".hydra/config.yaml", ".hydra/overrides.yaml", "environment.json", "train.log"}
     expected |= {"checkpoints/last.ckpt", "checkpoints/previous.ckpt", "samples/training.gif"}
