@@ -5,11 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from PIL import Image
 
 from ganforge.cli import register_resolvers
 from ganforge.experiment import Experiment, build
@@ -17,7 +20,7 @@ from ganforge.experiment import Experiment, build
 ROOT = Path(__file__).resolve().parent.parent
 
 QUICK = ["trainer.max_steps=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
-TINY_POINTS = ["model=gan", "data=ring", "data.size=100", "data.batch_size=20", "callbacks.samples.count=4"]
+TINY_POINTS = ["model=gan", "data=quadratic", "data.size=100", "data.batch_size=20", "callbacks.samples.count=4"]
 TINY_POINTS += ["model.generator.hidden=[8]", "model.discriminator.hidden=[8]"]
 TINY_MLP = ["model.generator.hidden=[16]", "model.discriminator.hidden=[16]"]
 TINY_DCGAN = ["model.generator.width=4", "model.discriminator.width=4"]
@@ -82,6 +85,46 @@ def fake_mnist(tmp_path: Path) -> Path:
         if "labels" in name:
             values[:10] = torch.arange(10)
         (folder / name).write_bytes(_idx(values.numpy()))
+    return folder
+
+
+def save_picture(path: Path, seed: int, size: tuple[int, int] = (40, 50), mode: str = "RGB", **options: Any) -> None:
+    """A smooth made-up picture: smooth, so that JPEG and resizing change it little."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 4), dtype=np.uint8)
+    image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)  # four channels
+    bands = dict(zip("RGBA", image.split(), strict=True))
+    made = {
+        "RGB": lambda: Image.merge("RGB", [bands[c] for c in "RGB"]),
+        "RGBA": lambda: image,
+        "CMYK": lambda: Image.merge("CMYK", list(bands.values())),
+        "L": lambda: bands["R"],
+    }[mode]()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.save(path, **options)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with 24 made-up pictures of several sizes in three sub-folders."""
+    folder = tmp_path / "pictures"
+    for i in range(24):
+        save_picture(folder / "abc"[i % 3] / f"{i:02d}.{('jpg', 'png')[i % 2]}", i, (40 + i, 64 - i))
+    return folder
+
+
+@pytest.fixture
+def fake_celeba(tmp_path: Path) -> Path:
+    """Thirty made-up pictures in CelebA's layout: 24 of the train, 3 of the valid and 3 of the test split."""
+    folder = tmp_path / "faces"
+    names = [f"{i:06d}.jpg" for i in range(1, 31)]
+    for i, name in enumerate(names):
+        save_picture(folder / "img_align_celeba" / name, i, (89, 109))
+    splits = [0] * 24 + [1] * 3 + [2] * 3
+    rows = "".join(f"{name} {split}\n" for name, split in zip(names, splits, strict=True))
+    (folder / "list_eval_partition.txt").write_text(rows)
+    (folder / "identity_CelebA.txt").write_text("".join(f"{name} {i % 7 + 1}\n" for i, name in enumerate(names)))
+    values = "".join(f"{name} {'-1 ' if i % 2 else ' 1 '}{'-1' if i % 3 else ' 1'}\n" for i, name in enumerate(names))
+    (folder / "list_attr_celeba.txt").write_text(f"30\nSmiling Male \n{values}")
     return folder
 
 

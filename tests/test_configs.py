@@ -17,10 +17,15 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-GROUPS = ["model", "data", "loss", "regularizer", "schedule", "trainer", "callbacks", "logger", "experiment"]
+GROUPS = ["model", "data", "degradation", "loss", "regularizer", "schedule", "trainer", "callbacks", "logger"]
+GROUPS += ["experiment"]
 CHOICES = [(group, option) for group in GROUPS for option in options(group)]
-NEEDS = {("data", name): "model=gan" for name in ("quadratic", "ring", "grid")}
-NEEDS[("regularizer", "gradient_penalty")] = "model.discriminator.normalization=null"
+POINTS = ("quadratic", "ring", "grid")
+NEEDS = {("data", name): ["model=gan"] for name in POINTS}
+NEEDS |= {("data", name): ["data.root=somewhere"] for name in ("folder", "pairs")}
+NEEDS |= {("degradation", name): ["data=pairs", "data.root=somewhere"] for name in options("degradation")}
+NEEDS["degradation", "none"].append("data.low_root=elsewhere")
+NEEDS["regularizer", "gradient_penalty"] = ["model.discriminator.normalization=null"]
 
 
 def test_no_group_is_forgotten() -> None:
@@ -29,10 +34,10 @@ def test_no_group_is_forgotten() -> None:
 
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, option: str) -> None:
-    extra = [NEEDS[group, option]] if (group, option) in NEEDS else []
+    extra = list(NEEDS.get((group, option), []))
     if (group, option) == ("trainer", "gpu"):
         extra.append("trainer.accelerator=cpu")  # there may be none here
-    config = composed(f"{group}={option}", *extra)
+    config = composed(*extra[:1], f"{group}={option}", *extra[1:])
     assert not OmegaConf.missing_keys(config)
     build(config, tmp_path)
     if group == "schedule" and config.schedule:
@@ -40,15 +45,19 @@ def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, opti
 
 
 @pytest.mark.parametrize(("model", "data"), list(product(options("model"), options("data"))))
-def test_models_train_on_data_that_fits(tmp_path: Path, fake_mnist: Path, model: str, data: str) -> None:
-    arguments = [f"model={model}", f"data={data}", "data.batch_size=8", "evaluate_every=1", "data.num_samples=64"]
-    points = NEEDS.get(("data", data)) is not None
-    if points and model != "gan":
+def test_models_train_on_data_that_fits(
+    tmp_path: Path, fake_mnist: Path, pictures: Path, fake_celeba: Path, model: str, data: str
+) -> None:
+    arguments = [f"model={model}", f"data={data}", "data.batch_size=8"]
+    if data in POINTS and model != "gan":
         with pytest.raises(Exception, match=r"data\.image_size"):
             build(composed(*arguments), tmp_path)
         return
-    if not points:
-        arguments.append(f"data.root={fake_mnist}")
+    if data not in POINTS:
+        root = {"celeba": fake_celeba, "folder": pictures, "pairs": pictures}.get(data, fake_mnist)
+        arguments += [f"data.root={root}", "data.image_size=28"]
+    if data != "pairs":  # whose validations need a model from images to images
+        arguments += ["evaluate_every=1", "data.num_samples=64"]
     if model != "gan":
         arguments += TINY_DCGAN
     assert fitted(tmp_path, *arguments).trainer.global_step == 2

@@ -16,11 +16,11 @@ from ganforge.data.mnist import MNIST, FashionMNIST
 from ganforge.data.mnist_sources import FILES, MNIST_SHA256, _ArraysOnly, idx_files
 from ganforge.data.points import Grid, Quadratic, Ring
 from ganforge.errors import UserError
+from ganforge.randomness import Rows, Share, Stream, generator
 
 
 def steps(size: int, batch_size: int, parts: int = 1, rank: int = 0, world: int = 1, start: int = 0) -> Steps:
-    data = torch.arange(size)
-    return Steps(data, data * 10, batch_size, parts, 0, rank, world, lambda: start)
+    return Steps(lambda rows, _: Batch(rows, rows * 10), size, batch_size, 0, Share(parts, rank, world), lambda: start)
 
 
 def test_incomplete_batches_are_completed_from_the_next_permutation() -> None:
@@ -45,6 +45,14 @@ def test_order_is_a_function_of_the_step() -> None:
     second_epoch = list(steps(10, 4, start=3))
     assert len(second_epoch) == 3
     assert torch.equal(second_epoch[0].real, steps(10, 4).batch(3).real)
+
+
+def test_ranks_draw_their_rows_of_the_whole_draw() -> None:
+    def draw(rank: int, world: int) -> torch.Tensor:
+        rows = Rows(generator(0, Stream.AUGMENT, 5), Share(3, rank, world))
+        return rows(lambda count, generator: torch.rand(count, 2, generator=generator), 12 // world).view(3, -1, 2)
+
+    assert torch.equal(torch.cat([draw(0, 2), draw(1, 2)], dim=1), draw(0, 1))
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -5,8 +5,8 @@ Numbers are drawn on the CPU, so that they do not depend on the kind of device e
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Stream(IntEnum):
     LAYERS = 2
     SAMPLES = 3
     DATA = 4
+    PLACES = 5
+    AUGMENT = 6
 
 
 _MASK = 2**64 - 1
@@ -48,14 +50,30 @@ def generator(seed: int, stream: Stream, *place: int) -> torch.Generator:
     return torch.Generator().manual_seed(_mix(seed, stream, *place))
 
 
-@dataclass
-class _Step:
-    generator: torch.Generator = field(default_factory=lambda: torch.default_generator)
+class Share(NamedTuple):
+    """What a rank gets of a batch: its rows of each of the batch's `parts`."""
+
+    parts: int = 1
     rank: int = 0
     world_size: int = 1
 
+    def of(self, whole: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return whole
+        return whole.unflatten(0, (self.parts, self.world_size, -1))[:, self.rank].flatten(0, 1)
 
-_step = _Step()
+
+class Rows(NamedTuple):
+    """Draws for this rank's rows, taken from a draw for the whole batch."""
+
+    generator: torch.Generator
+    share: Share
+
+    def __call__(self, draw: Draw, count: int) -> Tensor:
+        return self.share.of(draw(count * self.share.world_size, self.generator))
+
+
+_step = Rows(torch.default_generator, Share())
 
 
 def start_step(seed: int, step: int, rank: int, world_size: int, device: torch.device) -> None:
@@ -64,8 +82,8 @@ def start_step(seed: int, step: int, rank: int, world_size: int, device: torch.d
     `for_batch` draws from (seed, step); layers with noise of their own, such as dropout, which draw from torch's
     global generators, from (seed, step, rank).
     """
-    _step.generator = generator(seed, Stream.STEP, step)
-    _step.rank, _step.world_size = rank, world_size
+    global _step
+    _step = Rows(generator(seed, Stream.STEP, step), Share(1, rank, world_size))
     layers = _mix(seed, Stream.LAYERS, step, rank)
     # not torch.manual_seed: it formats a stack trace per call on machines without a GPU
     torch.default_generator.manual_seed(layers)
@@ -75,8 +93,7 @@ def start_step(seed: int, step: int, rank: int, world_size: int, device: torch.d
 
 def for_batch(draw: Draw, count: int) -> Tensor:
     """`count` rows for this rank, taken from a draw for the whole batch of the current training step."""
-    whole = draw(count * _step.world_size, _step.generator)
-    return whole[_step.rank * count : (_step.rank + 1) * count]
+    return _step(draw, count)
 
 
 def sample_chunk(draw: Draw, seed: int, chunk: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ganforge.errors import UserError
-from ganforge.randomness import CHUNK, Stream, generator
+from ganforge.randomness import CHUNK, Rows, Share, Stream, generator
 
 
 class Batch(NamedTuple):
@@ -19,6 +19,8 @@ class Batch(NamedTuple):
 
     real: images (N, C, H, W) float32 in [-1, 1], or points (N, 2)
     condition: None, integer labels (N,), attributes (N, K), or images (N, C, h, w)
+
+    On their way to the device images are uint8 still.
     """
 
     real: Tensor
@@ -44,29 +46,30 @@ class Steps:
     """The batches of an endless run of steps, in epochs for Lightning's sake.
 
     The rows follow one permutation of the data after the other, each from (seed, epoch), without a gap: an incomplete
-    batch is completed from the next one. Every step takes `parts` batches, of each of which this rank gets its share.
-    Starts at the step that `current_step` returns, so it needs no state to resume in the middle of an epoch.
+    batch is completed from the next one. Every step takes `share.parts` batches, of each of which this rank gets its
+    share, and has `take` make a batch of them. Starts at the step that `current_step` returns, so it needs no state to
+    resume in the middle of an epoch.
     """
 
     def __init__(
         self,
-        real: Tensor,
-        condition: Tensor | None,
+        take: Callable[[Tensor, Rows], Batch],
+        size: int,
         batch_size: int,
-        parts: int,
         seed: int,
-        rank: int,
-        world_size: int,
+        share: Share,
         current_step: Callable[[], int],
     ):
-        self.real, self.condition = real, condition
-        self.batch_size, self.parts = batch_size, parts
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.take = take
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.share = share
         self.current_step = current_step
 
     def __len__(self) -> int:
         """Steps per epoch, in which every row is seen at least once."""
-        return ceil(len(self.real) / (self.batch_size * self.parts))
+        return ceil(self.size / (self.batch_size * self.share.parts))
 
     def __iter__(self) -> Iterator[Batch]:
         first = self.current_step()
@@ -75,7 +78,7 @@ class Steps:
 
     def rows(self, step: int) -> Tensor:
         """Which rows of the data the step (from 0) takes, all ranks together."""
-        size, count = len(self.real), self.batch_size * self.parts
+        size, count = self.size, self.batch_size * self.share.parts
         start, end = step * count, (step + 1) * count
         return torch.cat(
             [
@@ -85,10 +88,7 @@ class Steps:
         )
 
     def batch(self, step: int) -> Batch:
-        rows = self.rows(step)
-        if self.world_size > 1:
-            rows = rows.view(self.parts, self.world_size, -1)[:, self.rank].flatten()
-        return Batch(self.real[rows], None if self.condition is None else self.condition[rows])
+        return self.take(self.share.of(self.rows(step)), Rows(generator(self.seed, Stream.PLACES, step), self.share))
 
     # The state that resuming needs is the trainer's step. Lightning asks for these before it trusts a loader.
     def state_dict(self) -> dict[str, Any]:
@@ -99,11 +99,11 @@ class Steps:
 
 
 class TensorData(LightningDataModule):
-    """Data that lies in memory: uint8 images (N, C, H, W), or float points (N, 2).
+    """Data that lies in memory or in a mapped file: uint8 images (N, C, H, W), or float points (N, 2).
 
     A subclass implements `load`. `shape` and `num_classes` are the facts that models are built on, and are checked
     against what was loaded. `batch_size` is the batch of the experiment, shared out over the devices; `num_samples`
-    is how many samples a validation generates.
+    is how many samples a validation generates; `flip` mirrors every other training image, at random.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class TensorData(LightningDataModule):
         shape: Sequence[int],
         num_classes: int | None = None,
         num_samples: int = 10_000,
+        flip: bool = False,
         seed: int = 0,
     ):
         super().__init__()
@@ -121,19 +122,21 @@ class TensorData(LightningDataModule):
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.num_samples = num_samples
+        self.flip = flip
         self.seed = seed
         self.real: Tensor | None = None
         self.condition: Tensor | None = None
 
-    def load(self) -> tuple[Tensor, Tensor | None]:
-        """Return the training data and their conditions."""
+    def load(self, split: str = "train") -> tuple[Tensor, Tensor | None]:
+        """Return the data of a split and their conditions. Raises UserError where there is no such split."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
         if self.real is None:
             self.real, self.condition = self.load()
-            classes = None if self.condition is None else int(self.condition.max()) + 1
-            if self.real.shape[1:] != self.shape or classes != self.num_classes:
+            classes = None if self.condition is None or self.condition.ndim > 1 else int(self.condition.max()) + 1
+            fits = classes is None if self.num_classes is None else classes is not None and classes <= self.num_classes
+            if self.real.shape[1:] != self.shape or not fits:
                 raise UserError(
                     f"data.shape={list(self.shape)} and data.num_classes={self.num_classes} do not fit the data: "
                     f"it has shape {list(self.real.shape[1:])} and {classes} classes"
@@ -143,20 +146,23 @@ class TensorData(LightningDataModule):
                     f"data.batch_size={self.batch_size} is more than the {len(self.real)} samples there are: lower it"
                 )
 
+    def take(self, rows: Tensor, draw: Rows) -> Batch:
+        """These rows of the training data, as they are stored; `draw` is for data that need random numbers here."""
+        assert self.real is not None
+        return Batch(self.real[rows], None if self.condition is None else self.condition[rows])
+
+    @property
+    def share(self) -> Share:
+        """What this rank gets of the rows of a step."""
+        assert self.trainer is not None
+        parts = getattr(self.trainer.lightning_module, "discriminator_steps", 1)
+        return Share(parts, self.trainer.global_rank, self.trainer.world_size)
+
     def train_dataloader(self) -> Steps:
         assert self.real is not None
         assert self.trainer is not None
         trainer = self.trainer
-        return Steps(
-            self.real,
-            self.condition,
-            self.batch_size,
-            getattr(trainer.lightning_module, "discriminator_steps", 1),
-            self.seed,
-            trainer.global_rank,
-            trainer.world_size,
-            lambda: trainer.global_step,
-        )
+        return Steps(self.take, len(self.real), self.batch_size, self.seed, self.share, lambda: trainer.global_step)
 
     def val_dataloader(self) -> DataLoader:
         """The chunks of sample indices that this rank generates."""
@@ -165,11 +171,17 @@ class TensorData(LightningDataModule):
         return DataLoader(chunks, batch_size=None)  # type: ignore[arg-type]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if isinstance(batch, Batch) and batch.real.dtype == torch.uint8:
-            assert self.trainer is not None
-            dtype = self.trainer.lightning_module.dtype  # double under trainer.precision=64-true
-            return batch._replace(real=to_unit_range(batch.real).to(dtype=dtype))  # type: ignore[arg-type]
-        return batch
+        """Scale and augment a batch, on its device."""
+        if not isinstance(batch, Batch) or batch.real.dtype != torch.uint8:
+            return batch
+        assert self.trainer is not None
+        real = batch.real
+        if self.flip and self.trainer.training:
+            draw = Rows(generator(self.seed, Stream.AUGMENT, self.trainer.global_step), self.share)
+            mirrored = draw(lambda count, generator: torch.rand(count, generator=generator) < 0.5, len(real))
+            real = torch.where(mirrored.to(real.device).view(-1, 1, 1, 1), real.flip(-1), real)
+        dtype = self.trainer.lightning_module.dtype  # double under trainer.precision=64-true
+        return batch._replace(real=to_unit_range(real).to(dtype=dtype))  # type: ignore[arg-type]
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ganforge.data.base import TensorData
+from ganforge.errors import UserError
 from ganforge.randomness import Stream, generator
 
 
@@ -19,8 +20,10 @@ class Points(TensorData):
             raise ValueError(f"size={size}: data.size must be at least 1")
         self.size = size
 
-    def load(self) -> tuple[Tensor, None]:
-        return self.draw(generator(self.seed, Stream.DATA)), None
+    def load(self, split: str = "train") -> tuple[Tensor, None]:
+        if split not in ("train", "test"):
+            raise UserError(f"split={split}: points have train and test")
+        return self.draw(generator(self.seed, Stream.DATA, *([1] if split == "test" else []))), None
 
     def draw(self, generator: torch.Generator) -> Tensor:
         raise NotImplementedError

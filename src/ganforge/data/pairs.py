@@ -1,0 +1,253 @@
+"""Pairs of a good and a low-quality image: random crops for training, whole images for validation and test."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ganforge.data.base import Batch, TensorData, to_unit_range
+from ganforge.data.images import cache_folder, check_on_error, upright
+from ganforge.data.packing import pack, refuse_bad
+from ganforge.data.sources import open_source
+from ganforge.degradations import Degradation
+from ganforge.errors import UserError
+from ganforge.randomness import Rows, Stream, generator
+
+
+class Photographs:
+    """Images of varying sizes, (H, W, C) one after the other in `bytes`."""
+
+    def __init__(self, data: Tensor, shapes: Sequence[tuple[int, ...]]):
+        self.bytes = data
+        self.heights, self.widths, channels = torch.tensor(shapes).T
+        self.channels = int(channels[0])
+        sizes = self.heights * self.widths * self.channels
+        self.starts = sizes.cumsum(0) - sizes
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """A whole image (C, H, W)."""
+        height, width = int(self.heights[index]), int(self.widths[index])
+        start = int(self.starts[index])
+        pixels = self.bytes[start : start + height * width * self.channels]
+        return pixels.view(height, width, self.channels).permute(2, 0, 1)
+
+    def crops(self, rows: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+        """Squares (N, C, side, side) of the images `rows`: one gather of all their lines."""
+        line = side * self.channels
+        stride = self.widths[rows] * self.channels
+        first = self.starts[rows] + top * stride + left * self.channels
+        starts = first[:, None] + torch.arange(side) * stride[:, None]
+        windows = self.bytes.as_strided((len(self.bytes) - line + 1, line), (1, 1))  # what begins at each byte
+        return windows[starts.flatten()].view(len(rows), side, side, self.channels).permute(0, 3, 1, 2)
+
+
+class WholeImages(Dataset):
+    """A set of whole images: item i is (i, image (1, C, H, W) uint8, its ready partner or None)."""
+
+    def __init__(self, name: str, high: Photographs, low: Photographs | None, scale: int):
+        self.name = name
+        self.high, self.low = high, low
+        self.scale = scale
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor | None]:
+        image = self.high[index]
+        # sides that the scale does not divide are cut, as in published evaluations
+        height, width = (side // self.scale * self.scale for side in image.shape[1:])
+        return index, image[None, :, :height, :width], None if self.low is None else self.low[index][None]
+
+
+class Pairs(TensorData):
+    """Photographs below `root`, a folder or zip, with partners that `degradation` makes, or ready ones of `low_root`.
+
+    Training takes random crops (N, channels, image_size, image_size), with `turn` in one of eight positions; `valid`
+    and `test` are sets of whole images, one at a time: paths, or names under `root`. Where partners are ready, such a
+    set is a pair of paths. Conditions are images in [-1, 1].
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int,
+        degradation: Degradation | None = None,
+        low_root: str | None = None,
+        valid: Sequence[Any] = (),
+        test: Sequence[Any] = (),
+        channels: int = 3,
+        turn: bool = True,
+        cache_dir: str | None = None,
+        on_error: str = "stop",
+        **options: Any,
+    ):
+        super().__init__(**options)
+        check_on_error(on_error)
+        if bool(degradation) == bool(low_root):
+            raise ValueError(
+                "partners are made by degradation=bicubic, or ready in data.low_root with degradation=none"
+            )
+        self.root = Path(root).expanduser()
+        self.low_root = Path(low_root).expanduser() if low_root else None
+        self.degradation = degradation or None
+        self.scale = degradation.scale if degradation else 1
+        self.image_size = image_size
+        self.sets = {"valid": valid, "test": test}
+        self.channels = channels
+        self.turn = turn
+        self.cache_dir = cache_dir
+        self.on_error = on_error
+        self.low: Photographs | None = None
+        if image_size % self.scale:
+            raise ValueError(f"image_size={image_size}: must be a multiple of the scale, {self.scale}")
+
+    def prepare_data(self) -> None:
+        self.setup()
+        for split in self.sets:
+            self.whole_images(split)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.real is not None:
+            return
+        inside = [path for sets in self.sets.values() for entry in sets for path in self._paths(entry)]
+        self.real, self.low = self._pairs(self.root, self.low_root, inside, self.image_size)  # type: ignore[assignment]
+        count = len(self.real)  # type: ignore[arg-type]
+        if count < self.batch_size:
+            raise UserError(f"data.batch_size={self.batch_size} is more than the {count} images there are: lower it")
+
+    def whole_images(self, split: str) -> list[WholeImages]:
+        """The sets of a split: valid or test."""
+        found = []
+        for entry in self.sets[split]:
+            high, *low = self._paths(entry)
+            pair = self._pairs(high, low[0] if low else None, [], 1)
+            found.append(WholeImages(high.stem, *pair, self.scale))
+        return found
+
+    def _paths(self, entry: Any) -> list[Path]:
+        """A set as paths: of the images, and of ready partners."""
+        entries = entry if isinstance(entry, list | tuple) else [entry]
+        if len(entries) != (1 if self.low_root is None else 2):
+            raise UserError(f"data.test or data.valid: {entry} must be a path, or with data.low_root two: [high,low]")
+        return [self._path(str(name)) for name in entries]
+
+    def _path(self, name: str) -> Path:
+        folder = self.root if self.root.is_dir() else self.root.parent
+        candidates = [Path(name).expanduser(), folder / name, folder / f"{name}.zip"]
+        path = next((path for path in candidates if path.exists()), None)
+        if path is None:
+            raise UserError(f"data.test or data.valid: {name} is no path, and no folder or zip in {folder}")
+        return path
+
+    def _pairs(
+        self, high: Path, low: Path | None, without: Sequence[Path], smallest: int
+    ) -> tuple[Photographs, Photographs | None]:
+        names, photographs = self._photographs(high, without, smallest)
+        if low is None:
+            return photographs, None
+        low_names, partners = self._photographs(low, (), 1)
+        position = {_stem(name): i for i, name in enumerate(low_names)}
+        lonely = [name for name in names if _stem(name) not in position]
+        if lonely:
+            raise UserError(f"{low} has no partner for {len(lonely)} images of {high}, such as {lonely[0]}")
+        order = torch.tensor([position[_stem(name)] for name in names])
+        for values in ("heights", "widths", "starts"):
+            setattr(partners, values, getattr(partners, values)[order])
+        self.scale = int(photographs.heights[0] // partners.heights[0])
+        for side in ("heights", "widths"):
+            odd = (getattr(partners, side) * self.scale != getattr(photographs, side)).nonzero()
+            if len(odd):
+                raise UserError(f"{names[int(odd[0])]} in {high} is not {self.scale} times as large as in {low}")
+        return photographs, partners
+
+    def _photographs(self, path: Path, without: Sequence[Path], smallest: int) -> tuple[list[str], Photographs]:
+        source = open_source(path)
+        outside = [f"{other.relative_to(path).as_posix()}/" for other in without if other.is_relative_to(path)]
+        names = [name for name in source.images() if not name.startswith(tuple(outside))]
+
+        def decode(name: str) -> np.ndarray:
+            with source.open(name) as file, Image.open(file) as image:
+                pixels = np.asarray(upright(image, self.channels))
+            if min(pixels.shape[:2]) < smallest:
+                raise ValueError(
+                    f"{pixels.shape[1]} x {pixels.shape[0]} pixels are less than data.image_size={smallest}"
+                )
+            return pixels.reshape(*pixels.shape[:2], self.channels)
+
+        key = source.fingerprint(names, channels=self.channels, smallest=smallest)
+        packed = pack(names, decode, cache_folder(path, self.cache_dir), f"photographs-{key}")
+        refuse_bad(packed, names, self.on_error, path)
+        good = [name for i, name in enumerate(names) if i not in packed.bad]
+        return good, Photographs(packed.bytes, packed.shapes)
+
+    # Batches -----------------------------------------------------------------------------------------------------
+
+    def take(self, rows: Tensor, draw: Rows) -> Batch:
+        photographs: Any = self.real
+        place = draw(lambda count, generator: torch.rand(count, 2, generator=generator), len(rows))
+        side = self.image_size // self.scale
+        # places are multiples of the scale, so that partners are cut where the crops are
+        top, left = (
+            (place[:, i] * (length[rows] // self.scale - side + 1)).long()
+            for i, length in enumerate((photographs.heights, photographs.widths))
+        )
+        crops = photographs.crops(rows, top * self.scale, left * self.scale, self.image_size)
+        return Batch(crops, None if self.low is None else self.low.crops(rows, top, left, side))
+
+    def val_dataloader(self) -> list[DataLoader]:  # type: ignore[override]
+        """One loader a set; each rank takes its share of the images."""
+        assert self.trainer is not None
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return [
+            DataLoader(torch.utils.data.Subset(images, range(rank, len(images), world_size)), batch_size=None)
+            for images in self.whole_images("valid")
+        ]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        assert self.trainer is not None
+        if not isinstance(batch, Batch):
+            index, real, condition = batch
+            random = generator(self.seed, Stream.SAMPLES, dataloader_idx, index)
+            return self._finish(real, condition, lambda shape: torch.randn(tuple(shape), generator=random))
+        draw = Rows(generator(self.seed, Stream.AUGMENT, self.trainer.global_step), self.share)
+        real, condition = batch
+        if self.turn:
+            position = draw(lambda count, generator: torch.rand(count, 3, generator=generator) < 0.5, len(real))
+            real, condition = turned(real, position), None if condition is None else turned(condition, position)
+        return self._finish(
+            real,
+            condition,
+            lambda shape: draw(lambda count, generator: torch.randn(count, *shape[1:], generator=generator), shape[0]),
+        )
+
+    def _finish(self, real: Tensor, condition: Tensor | None, noise: Any) -> Batch:
+        assert self.trainer is not None
+        real = to_unit_range(real)
+        if self.degradation is not None:
+            condition = self.degradation(real, noise)
+        elif condition is not None:
+            condition = to_unit_range(condition)
+        dtype: Any = self.trainer.lightning_module.dtype
+        return Batch(real.to(dtype), condition.to(dtype))  # type: ignore[union-attr]
+
+
+def turned(squares: Tensor, position: Tensor) -> Tensor:
+    """Squares (N, C, S, S) in one of eight positions each: `position` (N, 3): whether to mirror, flip, transpose."""
+    mirror, flip, transpose = position.to(squares.device).T[..., None, None, None]
+    squares = torch.where(mirror, squares.flip(-1), squares)
+    squares = torch.where(flip, squares.flip(-2), squares)
+    return torch.where(transpose, squares.mT, squares)
+
+
+def _stem(name: str) -> str:
+    """A name without its ending and without the scale that DIV2K writes there: 0001x4.png -> 0001."""
+    return re.sub(r"x\d+$", "", name.rpartition(".")[0])

@@ -1,0 +1,84 @@
+"""What makes a low-quality image of a good one: super-resolution, colourisation and denoising undo one each.
+
+To add one: a class here, a line in `conf/degradation/`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from ganforge.data.base import to_uint8, to_unit_range
+
+Noise = Callable[[Sequence[int]], Tensor]
+"""Standard normal noise of a shape."""
+
+
+class Degradation:
+    """Called as `(real, noise) -> condition`: images (N, C, H, W) in [-1, 1] to images (N, c, H / scale, W / scale).
+
+    The result is what a file would hold: rounded to 8 bits.
+    """
+
+    scale = 1
+
+    def __call__(self, real: Tensor, noise: Noise) -> Tensor:
+        return to_unit_range(to_uint8(self.degrade(real, noise))).to(real.dtype)
+
+    def degrade(self, real: Tensor, noise: Noise) -> Tensor:
+        raise NotImplementedError
+
+
+class Bicubic(Degradation):
+    """Smaller by `scale`: bicubic with antialiasing, as MATLAB's imresize."""
+
+    def __init__(self, scale: int):
+        if scale < 1:
+            raise ValueError(f"scale={scale}: must be a whole number from 1")
+        self.scale = scale
+
+    def degrade(self, real: Tensor, noise: Noise) -> Tensor:
+        height, width = real.shape[-2:]
+        return interpolate(real, (height // self.scale, width // self.scale), mode="bicubic", antialias=True)
+
+
+class BlurBicubic(Bicubic):
+    """Blurred by a Gaussian of `sigma` pixels, then smaller by `scale`."""
+
+    def __init__(self, scale: int, sigma: float):
+        super().__init__(scale)
+        if sigma <= 0:
+            raise ValueError(f"sigma={sigma}: must be above 0")
+        self.sigma = sigma
+
+    def degrade(self, real: Tensor, noise: Noise) -> Tensor:
+        width = 2 * round(3 * self.sigma) + 1
+        return super().degrade(gaussian_blur(real, [width, width], [self.sigma, self.sigma]), noise)
+
+
+class Grayscale(Degradation):
+    """Luma (ITU-R BT.601) of RGB images, in 1 channel or the same in 3."""
+
+    def __init__(self, channels: int = 1):
+        if channels not in (1, 3):
+            raise ValueError(f"channels={channels}: must be 1 or 3")
+        self.channels = channels
+
+    def degrade(self, real: Tensor, noise: Noise) -> Tensor:
+        weights = torch.tensor([0.299, 0.587, 0.114], device=real.device, dtype=real.dtype)
+        luma = (real * weights.view(3, 1, 1)).sum(1, keepdim=True)
+        return luma.expand(-1, self.channels, -1, -1)
+
+
+class GaussianNoise(Degradation):
+    """Gaussian noise with a standard deviation of `sigma` steps of 8 bits."""
+
+    def __init__(self, sigma: float):
+        if sigma < 0:
+            raise ValueError(f"sigma={sigma}: must not be negative")
+        self.sigma = sigma
+
+    def degrade(self, real: Tensor, noise: Noise) -> Tensor:
+        return real + self.sigma / 127.5 * noise(real.shape).to(real)

@@ -1,0 +1,246 @@
+"""Images of all kinds are decoded once, whatever happens meanwhile."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import run, save_picture
+from PIL import Image
+
+from ganforge.data import packing
+from ganforge.data.images import ImageFolder, upright
+from ganforge.errors import UserError
+
+SMALL: dict[str, Any] = {"image_size": 16, "shape": (3, 16, 16), "batch_size": 4}
+
+
+def loaded(root: Path, **options: Any) -> ImageFolder:
+    data = ImageFolder(root=str(root), **{**SMALL, **options})
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_images_are_cropped_resized_and_kept(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files(pictures)
+    data = loaded(pictures)
+    assert data.real is not None
+    assert data.real.shape == (24, 3, 16, 16)
+    first = sorted(pictures.rglob("*.*"))[0]
+    image = Image.open(first).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side)).resize((16, 16), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(square).transpose(2, 0, 1) - data.real[0].numpy().astype(int)).max() <= 3
+    assert files(pictures) == before, "nothing is written among the images"
+    monkeypatch.setattr(packing, "_write", None)  # a second run decodes nothing
+    assert torch.equal(loaded(pictures).real, data.real)  # type: ignore[arg-type]
+
+
+def test_another_preparation_or_file_is_packed_anew(pictures: Path) -> None:
+    first = loaded(pictures).real
+    assert not torch.equal(loaded(pictures, crop=0.5).real, first)  # type: ignore[arg-type]
+    assert loaded(pictures, channels=1, shape=(1, 16, 16)).real.shape == (24, 1, 16, 16)  # type: ignore[union-attr]
+    shutil.copy(pictures / "a" / "00.jpg", pictures / "b" / "new.jpg")
+    assert len(loaded(pictures).real) == 25  # type: ignore[arg-type]
+
+
+def test_a_folder_and_its_zip_give_the_same(pictures: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "archive"), "zip", pictures))
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("__MACOSX/a/._00.jpg", b"what macOS adds")
+        file.writestr("notes.txt", b"no image")
+    before = set(tmp_path.rglob("*"))
+    options = {"condition": "labels", "num_classes": 3}
+    zipped, unzipped = loaded(archive, **options), loaded(pictures, **options)
+    assert torch.equal(zipped.real, unzipped.real)  # type: ignore[arg-type]
+    assert torch.equal(zipped.condition, unzipped.condition)  # type: ignore[arg-type]
+    made = {path.parent.name for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    assert made == {"archive.zip.packed", "pictures.packed"}
+
+
+def test_a_zip_cannot_write_outside(tmp_path: Path) -> None:
+    save_picture(tmp_path / "made" / "picture.png", 0)
+    archive = tmp_path / "inner" / "hostile.zip"
+    archive.parent.mkdir()
+    with zipfile.ZipFile(archive, "w") as file:
+        for i in range(4):
+            file.write(tmp_path / "made" / "picture.png", f"../../outside{i}.png")
+    data = loaded(archive, cache_dir=str(tmp_path / "cache"))
+    assert len(data.real) == 4  # type: ignore[arg-type]
+    assert not list(tmp_path.parent.glob("outside*"))
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_labels_are_the_folders(pictures: Path) -> None:
+    data = loaded(pictures, condition="labels", num_classes=3)
+    assert data.condition is not None
+    assert data.condition.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    with pytest.raises(UserError, match="3 classes"):
+        loaded(pictures, condition="labels")
+    save_picture(pictures / "lonely.png", 1)
+    with pytest.raises(UserError, match=r"lonely\.png lies in no sub-folder"):
+        loaded(pictures, condition="labels", num_classes=3)
+
+
+ODD_ONES = {
+    "one pixel": lambda path: Image.new("RGB", (1, 1), (255, 0, 0)).save(path / "pixel.png"),
+    "grey": lambda path: save_picture(path / "grey.jpg", 1, mode="L"),
+    "cmyk": lambda path: save_picture(path / "cmyk.jpg", 1, mode="CMYK"),
+    "rgba": lambda path: save_picture(path / "rgba.png", 1, mode="RGBA"),
+    "palette": lambda path: Image.new("P", (30, 30)).save(path / "palette.gif.png", format="PNG"),
+    "name": lambda path: save_picture(path / "Größe 1, 写真 = 'x'.jpg", 1),
+    "capitals": lambda path: save_picture(path / "CAPITALS.JPG", 1, format="JPEG"),
+    "link": lambda path: (path / "link.jpg").symlink_to(path / "a" / "00.jpg"),
+    "linked folder": lambda path: (path / "linked").symlink_to(path),
+    "broken link": lambda path: (path / "nowhere.jpg").symlink_to(path / "nothing"),
+    "hidden": lambda path: (path / ".hidden.jpg").write_bytes(b"thumbnail"),
+    "text": lambda path: (path / "readme.txt").write_text("no image"),
+}
+COUNTED = dict.fromkeys(ODD_ONES, 25) | dict.fromkeys(("linked folder", "broken link", "hidden", "text"), 24)
+
+
+@pytest.mark.parametrize("kind", ODD_ONES)
+def test_odd_files(pictures: Path, kind: str) -> None:
+    ODD_ONES[kind](pictures)
+    assert len(loaded(pictures).real) == COUNTED[kind]  # type: ignore[arg-type]
+
+
+def test_an_image_is_packed_as_one_sees_it() -> None:
+    turned = Image.new("RGB", (4, 2))
+    turned.getexif()[0x0112] = 6  # a camera held upright
+    assert upright(turned, 3).size == (2, 4)
+    ramp = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
+    assert np.asarray(upright(ramp, 1)).tolist() == [[0, 100, 255]]
+    clear = Image.fromarray(np.array([[[10, 20, 30, 0], [10, 20, 30, 255]]], dtype=np.uint8))
+    assert np.asarray(upright(clear, 3)).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+    ink = Image.new("CMYK", (1, 1), (255, 0, 0, 0))
+    assert np.asarray(upright(ink, 3)).tolist() == [[[0, 255, 255]]]
+
+
+def damage(folder: Path) -> list[str]:
+    """Spoil some of the pictures, and return their names."""
+    jpeg = (folder / "a" / "00.jpg").read_bytes()
+    (folder / "b" / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "b" / "nonsense.jpg").write_bytes(b"no image at all")
+    (folder / "c" / "empty.png").write_bytes(b"")
+    whole = (folder / "b" / "01.png").read_bytes()
+    (folder / "c" / "flipped.png").write_bytes(whole[:60] + bytes(20) + whole[80:])
+    return ["b/truncated.jpg", "b/nonsense.jpg", "c/empty.png", "c/flipped.png"]
+
+
+def test_all_bad_files_are_named_or_left_out(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = loaded(pictures, condition="labels", num_classes=3)
+    names = damage(pictures)
+    for _ in range(2):  # the second time nothing is decoded
+        with pytest.raises(UserError, match="4 of 28 files") as error:
+            loaded(pictures)
+        assert all(name in str(error.value) for name in names)
+        assert "data.on_error=skip" in str(error.value)
+    data = loaded(pictures, on_error="skip", condition="labels", num_classes=3)
+    assert torch.equal(data.real, good.real)  # type: ignore[arg-type]
+    assert torch.equal(data.condition, good.condition)  # type: ignore[arg-type]
+    assert "4 of 28 files" in caplog.text
+    shutil.rmtree(pictures / "a")
+    for name in (*"bc",):
+        for path in (pictures / name).iterdir():
+            path.write_bytes(b"x")
+    with pytest.raises(UserError, match="20 of 20 files"):
+        loaded(pictures, on_error="skip")
+
+
+def test_mistakes_of_people(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("no zip")
+    for root, message in (
+        ("nowhere", "no such folder or zip"),
+        ("empty", "holds no images"),
+        ("text.txt", "neither a folder nor an intact zip"),
+    ):
+        with pytest.raises(UserError, match=message):
+            loaded(tmp_path / root)
+    with pytest.raises(UserError, match=r"data\.batch_size=100 is more than the 24"):
+        loaded(pictures, batch_size=100)
+    monkeypatch.setattr(packing.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"data\.cache_dir"):
+        loaded(pictures, crop=0.9)
+    assert not list((tmp_path / "pictures.packed").glob("*.part")), "nothing was written"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_folders_without_rights(pictures: Path) -> None:
+    (pictures / "a").chmod(0)
+    with pytest.raises(UserError, match="cannot be read"):
+        loaded(pictures)
+    (pictures / "a").chmod(0o700)
+    pictures.parent.chmod(0o500)
+    with pytest.raises(UserError, match=r"data\.cache_dir"):
+        loaded(pictures)
+    pictures.parent.chmod(0o700)
+
+
+PACKING = """
+import logging, sys, time
+from ganforge.data import images, packing
+logging.basicConfig(level=logging.INFO)
+packing.GROUP = 4
+whole = images.resized
+def slow(*arguments):
+    time.sleep(float(sys.argv[2]))
+    return whole(*arguments)
+images.resized = slow
+data = images.ImageFolder(root=sys.argv[1], image_size=16, shape=(3, 16, 16), batch_size=4)
+data.setup()
+"""
+
+
+def test_a_killed_packing_goes_on(pictures: Path, tmp_path: Path) -> None:
+    expected = loaded(pictures, cache_dir=str(tmp_path / "other")).real
+    script = tmp_path / "packing_script.py"
+    script.write_text(PACKING)
+    process = subprocess.Popen([sys.executable, str(script), str(pictures), "0.3"], stderr=subprocess.DEVNULL)
+    cache = tmp_path / "pictures.packed"
+    deadline = time.monotonic() + 60
+    while not list(cache.glob("*.json.part")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(cache.glob("*.uint8"))
+    (part,) = cache.glob("*.uint8.part")
+    with part.open("ab") as file:
+        file.write(b"what was not flushed")
+    again = run(str(script), str(pictures), "0", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "goes on after" in again.stderr
+    assert torch.equal(loaded(pictures).real, expected)  # type: ignore[arg-type]
+    assert not list(cache.glob("*.part"))
+
+
+def test_processes_that_start_together_pack_once(pictures: Path, tmp_path: Path) -> None:
+    script = tmp_path / "packing_script.py"
+    script.write_text(PACKING)
+    processes = [
+        subprocess.Popen([sys.executable, str(script), str(pictures), "0.3"], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = "".join(process.communicate(timeout=60)[1] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert said.count("Packing 24 images") == 1
+    assert said.count("Waiting for another process") == 1
