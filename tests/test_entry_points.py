@@ -15,14 +15,17 @@ import torch
 from conftest import ROOT, TINY_DCGAN, TINY_POINTS, run
 from PIL import Image
 
+from ganforge.run_folder import finish_message
+
 TINY = [*TINY_POINTS, "trainer.max_steps=3", "sample_every=1"]
 
 
 def test_train_and_sample(tmp_path: Path) -> None:
     moving = ["model.moving_average_decay=null", "model.generator_optimizer.lr=0.1"]  # or equal frames become one
-    trained = run("train.py", *TINY, *moving, cwd=tmp_path)
+    in_sight = [option.replace("quadratic", "ring") for option in TINY]  # where an untrained generator starts
+    trained = run("train.py", *in_sight, *moving, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    (folder,) = (tmp_path / "logs" / "runs" / "gan-quadratic").iterdir()
+    (folder,) = (tmp_path / "logs" / "runs" / "gan-ring").iterdir()
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {".hydra/config.yaml", ".hydra/overrides.yaml", "environment.json", "train.log"}
     expected |= {"checkpoints/last.ckpt", "checkpoints/previous.ckpt", "samples/training.gif"}
@@ -69,7 +72,17 @@ MISTAKES = {
     "model.nonsense=1": (1, "nonsense"),
     "+model.nonsense=1": (2, "model: .*nonsense"),
     "data.batch_size=0": (2, r"data\.batch_size must be at least 1"),
-    "data.batch_size=many": (2, "data: "),
+    "data.batch_size=many": (2, r"data\.batch_size=many: must be a whole number"),
+    "data.batch_size=2.5": (2, r"data\.batch_size=2\.5: must be a whole number"),
+    "trainer.max_steps=1.5": (2, r"trainer\.max_steps=1\.5: must be a whole number"),
+    "trainer.max_steps=null": (2, r"trainer\.max_steps=None: must be a whole number"),
+    "loss.average_halves=maybe": (2, r"loss\.average_halves=maybe: must be true or false"),
+    "model.gradient_clip=much": (2, r"model\.gradient_clip=much: must be a number or null"),
+    "model.generator_optimizer.lr=abc": (2, r"generator_optimizer\.lr=abc: must be a number"),
+    "logger=null": (2, "logger=null: choose one of tensorboard"),
+    "loss=null": (2, "loss=null: choose one of hinge, least_squares"),
+    "seed=99999999999": (2, "seed=99999999999"),
+    "schedule=cosine trainer.max_epochs=2 trainer.max_steps=-1": (2, r"A schedule runs over trainer\.max_steps"),
     "data.size=3": (2, r"data\.batch_size=20 is more than the 3 samples"),
     "resume=nowhere": (2, "is no run folder"),
     "model=dcgan": (2, r"data\.image_size"),
@@ -97,6 +110,34 @@ def test_mistakes_get_one_message(tmp_path: Path, mistake: str) -> None:
     assert "Traceback" not in result.stderr
     assert re.search(message, result.stderr), result.stderr
     assert len(result.stderr.strip().splitlines()) <= (25 if status == 1 else 6)
+
+
+def test_folders_with_odd_names(tmp_path: Path) -> None:
+    folder = tmp_path / "a b=c,d [x] $y é"
+    assert run("train.py", *TINY, "hydra.run.dir='" + str(folder) + "'", cwd=tmp_path).returncode == 0
+    sampled = run("sample.py", f"run={folder}", f"output={folder}/out=put", cwd=tmp_path)
+    assert sampled.returncode == 0, sampled.stderr
+    assert list((folder / "out=put").glob("*.png"))
+    for key in ("resume", "+resume"):
+        resumed = run("train.py", f"{key}={folder}", "trainer.max_steps=4", cwd=tmp_path)
+        assert "inished" in resumed.stderr
+        assert resumed.returncode == 0, resumed.stderr
+    plain = run("train.py", *TINY, "hydra.run.dir=plain=name", cwd=tmp_path)
+    assert plain.returncode == 0, plain.stderr
+    assert (tmp_path / "plain=name" / "checkpoints").is_dir()
+
+
+def test_mistakes_on_resuming(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run("train.py", *TINY, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
+    for override, message in (
+        ("loss=hinge", "loss= chooses anew"),
+        ("model.generator.hidden=[32]", "leave its networks as they were"),
+    ):
+        resumed = run("train.py", f"resume={folder}", override, "trainer.max_steps=9", cwd=tmp_path)
+        assert resumed.returncode == 2, resumed.stderr
+        assert message in resumed.stderr
+        assert "Traceback" not in resumed.stderr
 
 
 def test_image_mistakes(tmp_path: Path, fake_mnist: Path) -> None:
@@ -187,6 +228,13 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, devices: int, numb
     resumed = run("train.py", f"resume={folder}", f"trainer.max_steps={step + 2}", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert f"Finished {step + 2} steps" in resumed.stderr
+
+
+def test_going_on_needs_the_same_overrides_again(tmp_path: Path) -> None:
+    message = finish_message(tmp_path / "a run", signal.SIGINT, 7, ["trainer.max_steps=9", "name=a b"])
+    assert message.endswith("'"), message
+    assert f"resume='{tmp_path}/a run' trainer.max_steps=9 'name=a b'" in message
+    assert message.startswith("Stopped after step 7.")
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_partners_belong_to_their_crops(pictures: Path, tmp_path: Path) -> None:
     assert torch.equal(again[1].real, batches[1].real), "crops are a function of the step"
 
 
-def test_ranks_share_out_the_crops(pictures: Path, tmp_path: Path) -> None:
+def test_ranks_share_out_the_crops(pictures: Path) -> None:
     data = pairs(pictures, GaussianNoise(25), batch_size=4)
     data.setup()
 

@@ -1,10 +1,14 @@
 """Mistakes in a config that would fail late, or with somebody else's words, found before training."""
 
 import logging
+from collections import ChainMap
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from ganforge.cli import check_record
 from ganforge.devices import device_count, on_cpu, rank
@@ -15,11 +19,54 @@ from ganforge.randomness import CHUNK
 log = logging.getLogger(__name__)
 
 
+WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    NoneType: "null",
+}
+
+
+def check_types(node: Any, key: str = "") -> None:
+    """Raise UserError where a value of a config is of another type than the argument that it is for."""
+    if not isinstance(node, dict):
+        return
+    hints = _hints(str(node["_target_"])) if "_target_" in node else {}
+    for name, value in node.items():
+        path = f"{key}.{name}".lstrip(".")
+        kinds = hints.get(name, ())
+        if kinds and not any(_is_of(value, kind) for kind in kinds):
+            raise UserError(f"{path}={value}: must be {' or '.join(WORDS[kind] for kind in kinds)}")
+        check_types(value, path)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _hints(target: str) -> dict[str, tuple[Any, ...]]:
+    """The types that the arguments of a class may have, where they are of WORDS only; those of its bases included."""
+    try:
+        found = get_class(target)
+        hints = [get_type_hints(vars(cls)["__init__"]) for cls in reversed(found.__mro__) if "__init__" in vars(cls)]
+    except Exception:  # what cannot be imported, or has odd hints, is reported by whoever makes it
+        return {}
+    kinds = {
+        name: get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        for name, hint in ChainMap(*reversed(hints)).items()
+    }
+    known = {name: set(types) <= {*WORDS, Tensor} for name, types in kinds.items()}
+    return {name: tuple(kind for kind in types if kind in WORDS) for name, types in kinds.items() if known[name]}
+
+
 def check_values(config: DictConfig) -> None:
     """Values that would fail late, or with somebody else's words."""
     trainer = config.trainer
-    if not isinstance(config.seed, int) or config.seed < 0:
-        raise UserError(f"seed={config.seed}: must be a whole number from 0")
+    if not _is_of(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
     if trainer.devices in (0, "0"):
         raise UserError("trainer.devices=0: must be at least 1")
     if not isinstance(trainer.log_every_n_steps, int) or trainer.log_every_n_steps < 1:
@@ -28,6 +75,8 @@ def check_values(config: DictConfig) -> None:
         raise UserError(
             f"trainer.precision={trainer.precision}: clipping and penalties need trainer.precision=bf16-mixed"
         )
+    if config.schedule and (trainer.max_steps < 0 or trainer.max_epochs not in (None, -1)):
+        raise UserError("A schedule runs over trainer.max_steps: set that, and leave trainer.max_epochs=-1")
     monitor = OmegaConf.select(config, "callbacks.checkpoints.monitor")
     if monitor and not trainer.val_check_interval:
         raise UserError(f"callbacks.checkpoints.monitor={monitor} needs validations: set evaluate_every")

@@ -86,7 +86,9 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, InstantiationException):
         cause = error.__cause__
         key = re.search(r"full_key: (\S+)", str(error))
-        return f"{key.group(1)}: {cause}" if key and cause else str(error)
+        if cause is None:
+            return str(error)
+        return f"{key.group(1)}: {cause}" if key else str(cause)
     if isinstance(error, OmegaConfBaseException):
         missing = re.search(r"Interpolation key '(data\.\w+)' not found", str(error))
         if missing:
@@ -94,6 +96,11 @@ def explanation(error: BaseException) -> str | None:
                 f"{error.full_key} needs {missing.group(1)}, which this dataset does not state: choose another data=..."
             )
         return str(error)
+    if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
+        difference = str(error).splitlines()[1].strip()
+        return (
+            f"The weights of the checkpoint are not those of this model: leave its networks as they were. {difference}"
+        )
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.strerror} while writing {error.filename or 'the run folder'}: make room, then resume the run"
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, imported only if it was raised
@@ -128,24 +135,59 @@ def _resolved_arguments(arguments: list[str], conf: Path, scratch: Path) -> list
 
     Hydra gets a bare copy of the record: another file beside it could steer Hydra itself.
     """
-    resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
+    arguments = [_literal(argument) for argument in arguments]
     _remember_sweep(arguments)
-    if resume is None or resume in ("", "null"):
+    for key, _, value in map(_parts, arguments):
+        if value == "null" and (conf / key).is_dir():
+            options = ", ".join(sorted(path.stem for path in (conf / key).glob("*.yaml")))
+            raise UserError(f"{key}=null: choose one of {options}")
+    resume = next((value for key, _, value in map(_parts, arguments) if key == "resume"), None)
+    if resume is None or resume in ("''", "null"):
         return arguments
     if {"-m", "--multirun"} & set(arguments):
         raise UserError("resume= goes on with one run: leave out -m")
-    folder = Path(resume).expanduser().resolve()
-    OmegaConf.save(OmegaConf.load(check_record(folder)), scratch / "record.yaml")
+    folder = Path(_unquoted(resume)).expanduser().resolve()
+    record = OmegaConf.load(check_record(folder))
+    given = [argument for argument in arguments if _parts(argument)[0] != "resume"]
+    for group in (key for key, _, _ in map(_parts, given) if (conf / key).is_dir()):
+        raise UserError(
+            f"{group}= chooses anew what the run's record has settled: set single values, such as {group}.<key>=..., "
+            "or start a new run"
+        )
+    OmegaConf.save(record, scratch / "record.yaml")
     return [
         f"--config-path={scratch}",
         "--config-name=record",
-        *(a for a in arguments if not a.startswith("resume=")),
+        *given,
         f"resume={quoted(folder)}",
         f"hydra.searchpath=[{quoted(f'file://{conf}')}]",
         "hydra/job_logging=ganforge",
         f"hydra.run.dir={quoted(folder)}",
         "hydra.output_subdir=null",
     ]
+
+
+PATHS = ("run", "resume", "checkpoint", "output")
+"""Options that are paths and nothing else, so that no character in them means anything to Hydra."""
+
+
+def _parts(argument: str) -> tuple[str, str, str]:
+    """Key, "=", and value of an override; resuming is meant however the key is written."""
+    key, equals, value = argument.partition("=")
+    return key.lstrip("+"), equals, value
+
+
+def _literal(argument: str) -> str:
+    """An override with its value quoted if it is a path, or has a "=" in it, as the folders of sweeps do."""
+    key, equals, value = argument.partition("=")
+    is_path = key.lstrip("+") in PATHS or ("=" in value and not set(value) & set("'\"[]{}(),"))
+    if key.startswith("-") or not equals or not is_path or value == "null" or value[:1] in ("'", '"'):
+        return argument
+    return f"{key}={quoted(value)}"
+
+
+def _unquoted(value: str) -> str:
+    return str(OverridesParser.create().parse_override(f"key={value}").value())
 
 
 def check_record(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ganforge.callbacks.checkpoints import AtomicCheckpointIO, is_intact, latest_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
-from ganforge.checks import check_devices, check_optimizers, check_schedule, check_values
+from ganforge.checks import check_devices, check_optimizers, check_schedule, check_types, check_values
 from ganforge.cli import check_record
 from ganforge.data.base import TensorData
 from ganforge.devices import rank, strategy, synchronises
@@ -49,6 +50,8 @@ def build(config: DictConfig, folder: Path) -> Experiment:
     for part in ("data", "model", "trainer", "callbacks", "logger"):
         OmegaConf.resolve(config[part])
     _quiet()
+    config.trainer.sync_batchnorm = synchronises(config.trainer)
+    check_types(OmegaConf.to_container(config))
     check_values(config)
     seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
@@ -68,7 +71,6 @@ def build(config: DictConfig, folder: Path) -> Experiment:
         plugins=[AtomicCheckpointIO()],
         strategy=strategy(config.trainer),
         profiler=config.trainer.profiler or Unprofiled(),
-        sync_batchnorm=synchronises(config.trainer),
         _convert_="all",
     )
     return Experiment(data, model, trainer, stopping)
@@ -105,8 +107,13 @@ def train(config: DictConfig, folder: Path) -> int:
             raise Diverged(f"{error}\nThe run is in {folder}") from error
     if not trainer.is_global_zero:
         return 0  # Lightning kills rank 0 when another rank ends with a status
-    log.info(finish_message(folder, stopping.interrupted, trainer.global_step))
+    log.info(finish_message(folder, stopping.interrupted, trainer.global_step, _given() if config.resume else []))
     return 128 + stopping.interrupted if stopping.interrupted else 0
+
+
+def _given() -> list[str]:
+    """The overrides of this command, which on resuming are in no record."""
+    return [argument for argument in sys.argv[1:] if not argument.lstrip("+").startswith("resume=")]
 
 
 def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[DictConfig, GAN]:

@@ -78,11 +78,12 @@ def drop_events_after(folder: Path, step: int) -> None:
         part.replace(path)
 
 
-def finish_message(folder: Path, interrupted: int, step: int) -> str:
-    """What a person wants to know when training ends."""
+def finish_message(folder: Path, interrupted: int, step: int, overrides: list[str]) -> str:
+    """What a person wants to know when training ends; `overrides` are those that going on needs again."""
     run = _short(folder)
     if interrupted:
-        return f"Stopped after step {step}. Go on with:\n  python train.py resume={run}"
+        command = " ".join([f"python train.py resume={run}", *map(shlex.quote, overrides)])
+        return f"Stopped after step {step}. Go on with:\n  {command}"
     return "\n".join(
         [
             f"Finished {step} steps.",

@@ -21,6 +21,8 @@ def draw(model: GAN, count: int, seed: int) -> Tensor:
     """The first `count` samples of a seed: images (count, C, H, W) in [-1, 1], or points (count, 2)."""
     if count < 1:
         raise UserError(f"num_samples={count}: must be at least 1")
+    if seed < 0:
+        raise UserError(f"seed={seed}: must be a whole number from 0")
     return torch.cat([model.sample_chunk(chunk, seed) for chunk in range(ceil(count / CHUNK))])[:count]
 
 

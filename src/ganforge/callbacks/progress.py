@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +37,13 @@ class Progress(ProgressBar):
         if not self._enabled:
             return
         self._bar = RichProgress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # takes what the numbers leave
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True)),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
+            expand=True,
             auto_refresh=False,  # a thread that draws would take time from the training
             speed_estimate_period=120,
         )
