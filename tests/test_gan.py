@@ -65,6 +65,29 @@ def test_each_update_changes_its_own_network_only(
     assert updates.changes == one_step * 2
 
 
+class Listener(Callback):
+    """Hears the hooks around updates, without which Lightning's way through them is left out."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        self.heard.append("backward")
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.heard.append("step")
+
+
+def test_hooks_are_called_for_who_has_them_and_change_nothing(tmp_path: Path) -> None:
+    options = [*TINY_POINTS, "model.gradient_clip=1", "trainer.max_steps=5"]
+    listener = Listener()
+    heard = fitted(tmp_path / "heard", *options, callbacks=[listener])
+    silent = fitted(tmp_path / "silent", *options)
+    assert listener.heard == ["backward", "step"] * 2 * 5
+    assert heard.trainer.global_step == silent.trainer.global_step == 5
+    assert equal(weights(heard.model), weights(silent.model))
+
+
 class Rows(Callback):
     def __init__(self) -> None:
         self.sizes: list[int] = []

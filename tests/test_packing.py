@@ -244,3 +244,34 @@ def test_processes_that_start_together_pack_once(pictures: Path, tmp_path: Path)
     assert [process.returncode for process in processes] == [0, 0], said
     assert said.count("Packing 24 images") == 1
     assert said.count("Waiting for another process") == 1
+
+
+MEMORY = """
+import json, sys, torch
+from pathlib import Path
+from ganforge.data.base import Steps
+from ganforge.data.packing import pack
+from ganforge.data.images import ImageFolder
+from ganforge.randomness import Share
+
+folder, count, shape = Path(sys.argv[1]), 200_000, (3, 64, 64)
+size = count * 3 * 64 * 64
+with (folder / "large.uint8").open("wb") as file:
+    file.truncate(size)  # zeros that take no room on the disk
+(folder / "large.json").write_text(json.dumps({"bytes": size, "shapes": [], "bad": {}}))
+data = ImageFolder(root=".", image_size=64, shape=shape, batch_size=128)
+data.real = pack(range(count), None, folder, "large", shape).bytes.view(-1, *shape)
+steps = Steps(data.take, count, 128, 0, Share(), lambda: 0)
+assert sum(batch.real.sum().item() for batch in steps) == 0
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_a_large_cache_needs_little_private_memory(tmp_path: Path) -> None:
+    script = tmp_path / "memory.py"
+    script.write_text(MEMORY)
+    result = run(str(script), str(tmp_path), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 1_000_000, "kilobytes"

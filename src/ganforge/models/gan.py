@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -107,6 +108,7 @@ class GAN(LightningModule):
         self.step_number = 0
         """The number of the step being played, from 1."""
         self.is_logging = False
+        self._is_heard = True
         self._records: Terms = {}
         self._clock: tuple[int, float] | None = None
 
@@ -186,7 +188,11 @@ class GAN(LightningModule):
     def _update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: Terms) -> None:
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
         optimizer.zero_grad()
-        self.manual_backward(total)
+        if self._is_heard:
+            self.manual_backward(total)
+        else:
+            self.trainer.strategy.pre_backward(total)
+            total.backward()
         if self.gradient_clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
         for name, term in {**terms, "total": total}.items():
@@ -213,6 +219,9 @@ class GAN(LightningModule):
         return optimizers, [self.schedule(optimizer) for optimizer in optimizers] if self.schedule else []
 
     def _optimizers(self) -> Iterator[Any]:
+        if not self._is_heard:
+            yield from self.trainer.optimizers
+            return
         for optimizer in self.optimizers():  # type: ignore[union-attr]
             # Lightning would count every optimizer call as a step of the run (its issue 17958)
             optimizer._on_before_step = optimizer._on_after_step = _nothing
@@ -236,6 +245,13 @@ class GAN(LightningModule):
             logger.log_metrics(self.logged, step=self.step_number)
 
     def on_train_start(self) -> None:
+        # calling hooks that nobody has costs a few per cent of a small step
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        self._is_heard = any(
+            is_overridden(hook, self, parent=LightningModule)
+            or any(is_overridden(hook, callback, parent=Callback) for callback in callbacks)
+            for hook in _HOOKS
+        )
         # a checkpoint restores the options of its optimizers; those of the config hold, as on resuming one may set them
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
@@ -271,6 +287,10 @@ class GAN(LightningModule):
 
     def validation_step(self, chunk: int, batch_idx: int) -> Tensor:
         return self.sample_chunk(chunk)
+
+
+_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+"""Lightning's hooks around the updates."""
 
 
 def _nothing() -> None: ...
