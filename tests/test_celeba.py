@@ -1,9 +1,11 @@
 """CelebA: splits, attributes and identities, of made-up faces and of real ones."""
 
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,19 @@ def test_what_is_missing_is_named(fake_celeba: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"list_eval_partition\.txt.*data\.split=random"):
         loaded(fake_celeba)
     assert len(loaded(fake_celeba, split="random").real) == 24  # type: ignore[arg-type]
+
+
+def test_when_google_drive_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Too many users have viewed or downloaded this file recently.\nTry later.")
+
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    with pytest.raises(UserError, match="needs gdown"):
+        loaded(tmp_path, download=True)
+    monkeypatch.setitem(sys.modules, "gdown", ModuleType("gdown"))
+    monkeypatch.setattr("torchvision.datasets.CelebA", refuse)
+    with pytest.raises(UserError, match=r"Too many users[^\n]*By hand: get img_align_celeba\.zip"):
+        loaded(tmp_path, download=True)
 
 
 def test_half_of_the_training_images_are_mirrored(fake_celeba: Path, tmp_path: Path) -> None:

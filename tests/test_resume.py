@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY_POINTS, equal, fitted, run
+from conftest import ROOT, TINY_DCGAN, TINY_POINTS, equal, fitted, run
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -85,6 +85,20 @@ def test_resuming_from_every_step_changes_nothing(tmp_path: Path) -> None:
             assert again.name == best.name
             first, second = (torch.load(path, weights_only=True)["state_dict"] for path in (best, again))
             assert equal(first, second)
+
+
+@pytest.mark.parametrize("data", ["folder", "pairs", "stacked_mnist"])
+def test_resuming_in_the_middle_of_an_epoch_of_images(
+    tmp_path: Path, pictures: Path, fake_mnist: Path, data: str
+) -> None:
+    """Crops, mirrored images and turns come from the step as well."""
+    root = fake_mnist if data == "stacked_mnist" else pictures
+    options = ["model=dcgan", *TINY_DCGAN, f"data={data}", f"data.root={root}", "data.image_size=28"]
+    options += ["data.batch_size=8", "trainer.max_steps=5", "trainer.log_every_n_steps=1", "checkpoint_every=1"]
+    full, resumed = Recorder(tmp_path / "kept"), Recorder()
+    fitted(tmp_path / "full", *options, callbacks=[full])
+    fitted(tmp_path / "resumed", *options, callbacks=[resumed], checkpoint=tmp_path / "kept" / "2.ckpt")
+    assert resumed.losses == {step: values for step, values in full.losses.items() if step > 2}
 
 
 def best_at(path: Path) -> int:
