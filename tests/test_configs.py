@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ganforge.experiment import build
+from ganforge.targets import check_targets
 
 CONF = ROOT / "conf"
 
@@ -38,6 +39,7 @@ def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, opti
     if (group, option) == ("trainer", "gpu"):
         extra.append("trainer.accelerator=cpu")  # there may be none here
     config = composed(*extra[:1], f"{group}={option}", *extra[1:])
+    check_targets(config)  # or such a run could not be resumed
     assert not OmegaConf.missing_keys(config)
     build(config, tmp_path)
     if group == "schedule" and config.schedule:

@@ -92,6 +92,7 @@ MISTAKES = {
     "model.moving_average_decay=2": (2, "decay"),
     "model.discriminator_steps=0": (2, "discriminator_steps"),
     "model.generator_optimizer.lr=-1": (2, "Invalid learning rate"),
+    "data=folder": (2, r"data\.root has to be given"),
     "seed=abc": (2, "seed=abc"),
     "trainer.precision=16-mixed": (2, "bf16-mixed"),
     "callbacks.checkpoints.monitor=fidd": (2, "monitor=fidd needs validations"),

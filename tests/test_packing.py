@@ -108,10 +108,13 @@ ODD_ONES = {
     "link": lambda path: (path / "link.jpg").symlink_to(path / "a" / "00.jpg"),
     "linked folder": lambda path: (path / "linked").symlink_to(path),
     "broken link": lambda path: (path / "nowhere.jpg").symlink_to(path / "nothing"),
+    "link to itself": lambda path: (path / "self.jpg").symlink_to(path / "self.jpg"),
     "hidden": lambda path: (path / ".hidden.jpg").write_bytes(b"thumbnail"),
     "text": lambda path: (path / "readme.txt").write_text("no image"),
 }
-COUNTED = dict.fromkeys(ODD_ONES, 25) | dict.fromkeys(("linked folder", "broken link", "hidden", "text"), 24)
+COUNTED = dict.fromkeys(ODD_ONES, 25) | dict.fromkeys(
+    ("linked folder", "broken link", "link to itself", "hidden", "text"), 24
+)
 
 
 @pytest.mark.parametrize("kind", ODD_ONES)
@@ -132,6 +135,13 @@ def test_an_image_is_packed_as_one_sees_it() -> None:
     assert np.asarray(upright(ink, 3)).tolist() == [[[0, 255, 255]]]
 
 
+def test_a_linked_folder_is_a_label_of_its_own(pictures: Path) -> None:
+    (pictures / "d").symlink_to(pictures / "a")
+    data = loaded(pictures, condition="labels", num_classes=4)
+    assert data.condition is not None
+    assert data.condition.bincount().tolist() == [8, 8, 8, 8]
+
+
 def damage(folder: Path) -> list[str]:
     """Spoil some of the pictures, and return their names."""
     jpeg = (folder / "a" / "00.jpg").read_bytes()
@@ -140,27 +150,67 @@ def damage(folder: Path) -> list[str]:
     (folder / "c" / "empty.png").write_bytes(b"")
     whole = (folder / "b" / "01.png").read_bytes()
     (folder / "c" / "flipped.png").write_bytes(whole[:60] + bytes(20) + whole[80:])
-    return ["b/truncated.jpg", "b/nonsense.jpg", "c/empty.png", "c/flipped.png"]
+    Image.new("F", (30, 30)).save(folder / "c" / "float.tif")
+    return ["b/truncated.jpg", "b/nonsense.jpg", "c/empty.png", "c/flipped.png", "c/float.tif"]
 
 
 def test_all_bad_files_are_named_or_left_out(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = loaded(pictures, condition="labels", num_classes=3)
     names = damage(pictures)
     for _ in range(2):  # the second time nothing is decoded
-        with pytest.raises(UserError, match="4 of 28 files") as error:
+        with pytest.raises(UserError, match="5 of 29 files") as error:
             loaded(pictures)
         assert all(name in str(error.value) for name in names)
         assert "data.on_error=skip" in str(error.value)
     data = loaded(pictures, on_error="skip", condition="labels", num_classes=3)
     assert torch.equal(data.real, good.real)  # type: ignore[arg-type]
     assert torch.equal(data.condition, good.condition)  # type: ignore[arg-type]
-    assert "4 of 28 files" in caplog.text
+    assert "5 of 29 files" in caplog.text
     shutil.rmtree(pictures / "a")
     for name in (*"bc",):
         for path in (pictures / name).iterdir():
             path.write_bytes(b"x")
-    with pytest.raises(UserError, match="20 of 20 files"):
+    with pytest.raises(UserError, match="21 of 21 files"):
         loaded(pictures, on_error="skip")
+
+
+def test_bad_entries_of_a_zip_are_named(pictures: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(pictures.rglob("*.png")):
+            file.write(path, path.name)
+        entries = file.infolist()
+    content = bytearray(archive.read_bytes())
+    for entry in entries[:2]:
+        start = entry.header_offset + 30 + len(entry.filename)
+        content[start : start + 40] = b"\xff" * 40
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="2 of 12 files") as error:
+        loaded(archive)
+    assert all(entry.filename in str(error.value) for entry in entries[:2])
+
+
+def test_what_a_crash_may_leave_is_no_cache(pictures: Path, tmp_path: Path) -> None:
+    expected = loaded(pictures).real
+    cache = tmp_path / "pictures.packed"
+    (record,) = cache.glob("*.json")
+    (data,) = cache.glob("*.uint8")
+    record.write_text("")  # a crash of the machine
+    assert torch.equal(loaded(pictures).real, expected)  # type: ignore[arg-type]
+    # killed between the two last renames, and again before the first flush
+    record.rename(record.with_suffix(".json.part"))
+    data.unlink()
+    data.with_suffix(".uint8.part").write_bytes(b"")
+    assert torch.equal(loaded(pictures).real, expected)  # type: ignore[arg-type]
+
+
+def test_a_run_is_told_that_its_data_have_changed(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = loaded(pictures).state_dict()
+    loaded(pictures).load_state_dict(state)
+    assert "changed" not in caplog.text
+    (pictures / "a" / "00.jpg").unlink()
+    loaded(pictures).load_state_dict(state)
+    assert "The data have changed" in caplog.text
 
 
 def test_mistakes_of_people(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +225,8 @@ def test_mistakes_of_people(pictures: Path, tmp_path: Path, monkeypatch: pytest.
             loaded(tmp_path / root)
     with pytest.raises(UserError, match=r"data\.batch_size=100 is more than the 24"):
         loaded(pictures, batch_size=100)
+    with pytest.raises(UserError, match=r"text\.txt cannot be written .*data\.cache_dir"):
+        loaded(pictures, cache_dir=str(tmp_path / "text.txt"))
     monkeypatch.setattr(packing.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r"data\.cache_dir"):
         loaded(pictures, crop=0.9)
@@ -197,7 +249,7 @@ PACKING = """
 import logging, sys, time
 from ganforge.data import images, packing
 logging.basicConfig(level=logging.INFO)
-packing.GROUP = 4
+packing.GROUP = 4 * 768
 whole = images.resized
 def slow(*arguments):
     time.sleep(float(sys.argv[2]))

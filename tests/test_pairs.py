@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import save_picture
+from conftest import composed, save_picture
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch.nn.functional import interpolate
 
 from ganforge.data.base import Batch, Steps, to_uint8, to_unit_range
-from ganforge.data.pairs import Pairs, Photographs, turned
+from ganforge.data.pairs import Pairs, Photographs, partner_positions, turned
 from ganforge.degradations import Bicubic, BlurBicubic, Degradation, GaussianNoise, Grayscale
 from ganforge.errors import UserError
+from ganforge.experiment import build
 from ganforge.randomness import Share
 
 
@@ -72,9 +73,9 @@ def test_crops_are_what_slicing_gives() -> None:
         torch.randint(256, (h, w, 3), generator=generator, dtype=torch.uint8) for h, w in ((9, 7), (5, 8), (6, 6))
     ]
     photographs = Photographs(torch.cat([image.flatten() for image in images]), [tuple(i.shape) for i in images])
-    rows, top, left = torch.tensor([2, 0, 1, 1]), torch.tensor([1, 4, 0, 0]), torch.tensor([1, 2, 3, 0])
-    crops = photographs.crops(rows, top, left, 5)
-    for crop, row, y, x in zip(crops, rows, top, left, strict=True):
+    rows, corners = torch.tensor([2, 0, 1, 1]), torch.tensor([[1, 1], [4, 2], [0, 3], [0, 0]])
+    crops = photographs.crops(rows, corners, 5)
+    for crop, row, (y, x) in zip(crops, rows, corners, strict=True):
         assert torch.equal(crop, images[row][y : y + 5, x : x + 5].permute(2, 0, 1))
     assert torch.equal(photographs[1], images[1].permute(2, 0, 1))
 
@@ -135,6 +136,9 @@ def test_whole_images_for_validation(pictures: Path, tmp_path: Path) -> None:
     data = pairs(pictures, GaussianNoise(25), valid=["Set1", str(tmp_path / "Set2")])
     module = recorded(tmp_path / "run", data)
     assert len(data.real) == 24, "a test set is no training data"  # type: ignore[arg-type]
+    roundabout = pairs(pictures, GaussianNoise(25), valid=[str(pictures / "a" / ".." / "Set1")])
+    roundabout.setup()
+    assert len(roundabout.real) == 24  # type: ignore[arg-type]
     assert [i for i, _ in module.validated] == [0, 1]
     shapes = [tuple(batch.real.shape) for _, batch in module.validated]
     assert shapes == [(1, 3, 47, 33), (1, 3, 9, 9)]
@@ -145,6 +149,14 @@ def test_whole_images_for_validation(pictures: Path, tmp_path: Path) -> None:
     assert images[0][1].shape == (1, 3, 44, 32), "cut to multiples of the scale"
     with pytest.raises(UserError, match="Set3 is no path"):
         pairs(pictures, Bicubic(4), test=["Set3"]).whole_images("test")
+
+
+def test_validations_need_whole_images_and_a_model_for_them(pictures: Path, tmp_path: Path) -> None:
+    options = ["data=pairs", f"data.root={pictures}", "data.image_size=28", "evaluate_every=1"]
+    with pytest.raises(UserError, match=r"data\.valid="):
+        build(composed(*options), tmp_path)
+    with pytest.raises(UserError, match="evaluate_every: pairs are scored on whole images"):
+        build(composed(*options, "data.valid=[a]"), tmp_path)
 
 
 def test_ready_pairs(tmp_path: Path) -> None:
@@ -162,14 +174,33 @@ def test_ready_pairs(tmp_path: Path) -> None:
     (tmp_path / "low" / "0003x2.png").unlink()
     with pytest.raises(UserError, match=r"no partner for 1 images .* such as 0003\.png"):
         pairs(tmp_path / "high", low_root=str(tmp_path / "low")).setup()
+    rest = pairs(tmp_path / "high", low_root=str(tmp_path / "low"), on_error="skip", batch_size=7)
+    rest.setup()
+    assert len(rest.real) == len(rest.low) == 7  # type: ignore[arg-type]
+    same = [str(tmp_path / "high"), str(tmp_path / "high")]
+    with pytest.raises(UserError, match="not 2 times as large"):
+        pairs(
+            tmp_path / "high", low_root=str(tmp_path / "low"), on_error="skip", batch_size=7, valid=[same]
+        ).prepare_data()
     with pytest.raises(ValueError, match=r"degradation=none"):
         pairs(tmp_path / "high", Bicubic(2), low_root=str(tmp_path / "low"))
+
+
+def test_partners_are_told_by_their_names() -> None:
+    boxes = [f"box{i}.png" for i in range(3)]
+    assert partner_positions(boxes, boxes[::-1]) == [2, 1, 0]
+    assert partner_positions(["0001.png", "0002.png"], ["0002x4.png", "0001x4.png"]) == [1, 0]
+    assert partner_positions(["a.png", "b.png"], ["b.png"]) == [None, 0]
+    with pytest.raises(UserError, match="several images are called a"):
+        partner_positions(["a.png", "a.jpg"], ["a.png"])
+    with pytest.raises(UserError, match="several images are called bo"):
+        partner_positions(["1.png"], ["box1.png", "box2.png"])
 
 
 def test_small_photographs_are_named(pictures: Path) -> None:
     with pytest.raises(UserError, match=r"24 of 24 files(.*\n)*.*less than data\.image_size=96"):
         pairs(pictures, Bicubic(4), image_size=96, shape=(3, 96, 96)).setup()
-    with pytest.raises(ValueError, match="multiple of the scale, 5"):
+    with pytest.raises(UserError, match="multiple of the scale, 5"):
         pairs(pictures, Bicubic(5))
 
 
@@ -229,10 +260,7 @@ def test_real_photographs(test_data: Callable[[str], Path], tmp_path: Path) -> N
     data.setup()
     photographs: Any = data.real
     assert len(photographs) == 200
-    assert {(int(h), int(w)) for h, w in zip(photographs.heights, photographs.widths, strict=True)} == {
-        (321, 481),
-        (481, 321),
-    }
+    assert set(map(tuple, photographs.sizes.tolist())) == {(321, 481), (481, 321)}
     assert [tuple(image.shape[2:]) for _, image, _ in data.whole_images("test")[0]] == [
         (512, 512),
         (288, 288),

@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ganforge.cli import check_record
+from ganforge.data.base import TensorData
+from ganforge.data.pairs import Pairs
 from ganforge.devices import device_count, on_cpu, rank
 from ganforge.errors import UserError
 from ganforge.models.gan import GAN
@@ -82,6 +84,15 @@ def check_values(config: DictConfig) -> None:
         raise UserError(f"callbacks.checkpoints.monitor={monitor} needs validations: set evaluate_every")
 
 
+def check_validation(config: DictConfig, data: TensorData, model: GAN) -> None:
+    if not config.trainer.val_check_interval or not isinstance(data, Pairs):
+        return
+    if not data.sets["valid"]:
+        raise UserError("evaluate_every needs whole images: name them with data.valid=[<folder or zip>]")
+    if type(model).validation_step is GAN.validation_step:
+        raise UserError("evaluate_every: pairs are scored on whole images, which this model cannot make: leave it out")
+
+
 def check_optimizers(model: GAN) -> None:
     try:
         model.configure_optimizers()
@@ -105,7 +116,11 @@ def check_devices(config: DictConfig, model: nn.Module) -> None:
             f"data.batch_size={config.data.batch_size} does not divide by {devices} devices, which share it out: "
             f"use {config.data.batch_size // devices * devices or devices}"
         )
-    if config.trainer.val_check_interval and config.data.num_samples <= CHUNK * (devices - 1):
+    if (
+        config.trainer.val_check_interval
+        and "num_samples" in config.data
+        and config.data.num_samples <= CHUNK * (devices - 1)
+    ):
         raise UserError(
             f"data.num_samples={config.data.num_samples} leaves devices without work: use {CHUNK * devices}"
         )

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ganforge.errors import UserError
 
@@ -89,6 +89,8 @@ def explanation(error: BaseException) -> str | None:
         if cause is None:
             return str(error)
         return f"{key.group(1)}: {cause}" if key else str(cause)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has to be given: {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):
         missing = re.search(r"Interpolation key '(data\.\w+)' not found", str(error))
         if missing:

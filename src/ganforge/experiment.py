@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ganforge.callbacks.checkpoints import AtomicCheckpointIO, is_intact, latest_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
-from ganforge.checks import check_devices, check_optimizers, check_schedule, check_types, check_values
+from ganforge.checks import check_devices, check_optimizers, check_schedule, check_types, check_validation, check_values
 from ganforge.cli import check_record
 from ganforge.data.base import TensorData
 from ganforge.devices import rank, strategy, synchronises
@@ -58,6 +58,7 @@ def build(config: DictConfig, folder: Path) -> Experiment:
     model = instantiate(config.model, _convert_="all")
     check_optimizers(model)
     check_devices(config, model)
+    check_validation(config, data, model)
     stopping = Stopping()
     callbacks = [stopping, *instantiate(config.callbacks, _convert_="all").values()]
     if not config.trainer.enable_progress_bar:

@@ -12,13 +12,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ganforge.degradations import Degradation
 from ganforge.errors import UserError
 from ganforge.latents import Latent
 from ganforge.losses import Loss
 from ganforge.regularizers import Regularizer
 
 PACKAGES = ("ganforge", "torch.nn", "torch.optim", "lightning.pytorch")
-BASES = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, LightningDataModule, Callback, Logger, Trainer)
+PARTS = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, Degradation)
+BASES = (*PARTS, LightningDataModule, Callback, Logger, Trainer)
 
 
 def check_targets(config: DictConfig) -> None:

@@ -1,5 +1,6 @@
 """What all datasets share: a batch is a gather from tensors in memory, and a function of the step's number."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from math import ceil
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from ganforge.errors import UserError
 from ganforge.randomness import CHUNK, Rows, Share, Stream, generator
+
+log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -124,6 +127,8 @@ class TensorData(LightningDataModule):
         self.num_samples = num_samples
         self.flip = flip
         self.seed = seed
+        self.identity = ""
+        """Names what the training data were made of, where that may change between two runs."""
         self.real: Tensor | None = None
         self.condition: Tensor | None = None
 
@@ -135,11 +140,11 @@ class TensorData(LightningDataModule):
         if self.real is None:
             self.real, self.condition = self.load()
             classes = None if self.condition is None or self.condition.ndim > 1 else int(self.condition.max()) + 1
-            fits = classes is None if self.num_classes is None else classes is not None and classes <= self.num_classes
-            if self.real.shape[1:] != self.shape or not fits:
+            if self.real.shape[1:] != self.shape:
+                raise UserError(f"data.shape={list(self.shape)}: the data have shape {list(self.real.shape[1:])}")
+            if (classes or 0) > (self.num_classes or 0) or (classes is None and self.num_classes is not None):
                 raise UserError(
-                    f"data.shape={list(self.shape)} and data.num_classes={self.num_classes} do not fit the data: "
-                    f"it has shape {list(self.real.shape[1:])} and {classes} classes"
+                    f"data.num_classes={self.num_classes}: the data have {classes} classes, so set it to {classes}"
                 )
             if len(self.real) < self.batch_size:
                 raise UserError(
@@ -169,6 +174,13 @@ class TensorData(LightningDataModule):
         assert self.trainer is not None
         chunks = range(self.trainer.global_rank, ceil(self.num_samples / CHUNK), self.trainer.world_size)
         return DataLoader(chunks, batch_size=None)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"identity": self.identity}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["identity"] != self.identity:
+            log.warning("The data have changed since this run began: it goes on, but not as it would have gone on.")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Scale and augment a batch, on its device."""

@@ -77,6 +77,8 @@ class Images(TensorData):
         title = f"{self.title}-{self.image_size}-{source.fingerprint(names, **preparation)}"
         packed = pack(names, decode, cache_folder(source.path, self.cache_dir), title, shape)
         refuse_bad(packed, names, self.on_error, source.path)
+        if split == "train":
+            self.identity = title
         return packed.bytes.view(-1, *shape), kept(packed, condition)
 
 
@@ -99,8 +101,10 @@ def kept(packed: Packed, condition: Tensor | None) -> Tensor | None:
 def upright(image: Image.Image, channels: int) -> Image.Image:
     """An image as one sees it: turned as its EXIF data say, over white where transparent, in 8-bit grey or RGB."""
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("has floating-point pixels, whose range nobody knows")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -138,5 +142,5 @@ class ImageFolder(Images):
                 f"data.condition=labels: {names[folders.index('')]} lies in no sub-folder of {self.root}, so it has no "
                 "label"
             )
-        classes = sorted(set(folders))
-        return Listing(source, names, torch.tensor([classes.index(folder) for folder in folders]))
+        number = {folder: i for i, folder in enumerate(sorted(set(folders)))}
+        return Listing(source, names, torch.tensor([number[folder] for folder in folders]))

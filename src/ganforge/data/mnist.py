@@ -129,20 +129,21 @@ class StackedDigits:
 class StackedMNIST(MNIST):
     """`size` random triples of MNIST's digits as the colours of one image, labels 0 to 999 (Metz et al., 2017).
 
-    The standard set for counting modes. The triples come from `data.seed`.
+    The standard set for counting modes. The triples come from `stack_seed`.
     """
 
-    def __init__(self, size: int, channels: int = 3, **options: Any):
+    def __init__(self, size: int, channels: int = 3, stack_seed: int = 0, **options: Any):
         if size < 1:
             raise ValueError(f"size={size}: data.size must be at least 1")
         if channels != 3:
             raise ValueError(f"channels={channels}: stacked digits have 3")
         super().__init__(channels=1, **options)
         self.size = size
+        self.stack_seed = stack_seed
 
     def load(self, split: str = "train") -> tuple[Any, Tensor]:
         digits, labels = super().load(split)
-        place = generator(self.seed, Stream.DATA, ("train", "test").index(split))
+        place = generator(self.stack_seed, Stream.DATA, ("train", "test").index(split))
         triples = torch.randint(len(digits), (self.size, 3), generator=place)
         return StackedDigits(digits, triples), (labels[triples] * torch.tensor([100, 10, 1])).sum(1)
 

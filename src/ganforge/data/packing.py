@@ -5,11 +5,11 @@ files and with what is made of them. Until all is done both are called `.part`: 
 to the disk, then the json says how far it is, so a killed packing goes on from there.
 """
 
+import errno
 import json
 import logging
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -29,17 +28,14 @@ from ganforge.errors import UserError
 
 log = logging.getLogger(__name__)
 
-GROUP = 512
-"""Images between two flushes."""
+GROUP = 2**25
+"""Bytes between two flushes, which are also in memory at once."""
 
 NAMED = 50
 """A message names at most so many bad files; the others are in the json."""
 
 Decode = Callable[[str], np.ndarray]
-"""Makes the uint8 array that is packed of a file's name. Raises one of BROKEN where the file is no good."""
-
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError, zipfile.BadZipFile)
-"""What Pillow and zipfile raise for files that are broken, of another format, encrypted, or absurdly large."""
+"""Makes the uint8 array that is packed of a file's name. Raises where the file is no good."""
 
 
 class Packed(NamedTuple):
@@ -60,11 +56,17 @@ class Packed(NamedTuple):
 
 
 def pack(
-    names: Sequence[str], decode: Decode, folder: Path, title: str, shape: tuple[int, ...] | None = None
+    names: Sequence[str],
+    decode: Decode,
+    folder: Path,
+    title: str,
+    shape: tuple[int, ...] | None = None,
+    measure: Callable[[str], int] | None = None,
 ) -> Packed:
     """Pack the files of these names as `title` into `folder`, or take what was packed there before.
 
-    `shape` is that of all images, None where they differ. Several processes may call this at once: one packs.
+    `shape` is that of all images; where they differ, `measure` tells the bytes that one will need. Several processes
+    may call this at once: one packs.
     """
     data, record = folder / f"{title}.uint8", folder / f"{title}.json"
     if not _is_complete(data, record):
@@ -72,10 +74,13 @@ def pack(
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder / f"{title}.lock", title):
                 if not _is_complete(data, record):
-                    _write(names, decode, data, record, shape)
-        except PermissionError as error:
-            raise UserError(f"{folder} cannot be written: choose another folder with data.cache_dir") from error
-    state = json.loads(record.read_text())
+                    _write(names, decode, data, record, shape, measure)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            reason = error.strerror or error
+            raise UserError(f"{folder} cannot be written ({reason}): choose a folder with data.cache_dir") from error
+    state = _read(record)
     size = state["bytes"]
     images = torch.from_file(str(data), size=size, dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
     count = len(names) - len(state["bad"])
@@ -115,18 +120,39 @@ def _locked(path: Path, title: str) -> Iterator[None]:
 
 
 def _is_complete(data: Path, record: Path) -> bool:
-    return record.exists() and data.exists() and data.stat().st_size == json.loads(record.read_text())["bytes"]
+    return data.exists() and data.stat().st_size == _read(record).get("bytes")
 
 
-def _write(names: Sequence[str], decode: Decode, data: Path, record: Path, shape: tuple[int, ...] | None) -> None:
+def _read(path: Path) -> dict[str, Any]:
+    """A json; empty where there is none, or half of one."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _write(
+    names: Sequence[str],
+    decode: Decode,
+    data: Path,
+    record: Path,
+    shape: tuple[int, ...] | None,
+    measure: Callable[[str], int] | None,
+) -> None:
     log.info("Packing %d images into %s.", len(names), data)
     part, progress = data.with_suffix(".uint8.part"), record.with_suffix(".json.part")
-    state: dict[str, Any] = {"looked_at": 0, "bytes": 0, "shapes": [], "bad": {}}
-    if part.exists() and progress.exists():
-        state = json.loads(progress.read_text())
+    state = _read(progress)
+    if state and part.exists() and part.stat().st_size >= state["bytes"]:
         log.info("Packing goes on after %d of %d files.", state["looked_at"], len(names))
-    if shape is not None:
-        _check_space(data.parent, (len(names) - state["looked_at"]) * prod(shape))
+    else:
+        progress.unlink(missing_ok=True)  # it tells of a file that is gone
+        state = {"looked_at": 0, "bytes": 0, "shapes": [], "bad": {}}
+    todo = names[state["looked_at"] :]
+    sizes = [prod(shape or ())] * len(todo)
+    if measure is not None:
+        with ThreadPoolExecutor(_cores()) as pool:
+            sizes = [size if isinstance(size, int) else 0 for size in pool.map(_guarded(measure), todo)]
+    _check_space(data.parent, sum(sizes))
     with (
         part.open("r+b" if part.exists() else "wb") as file,
         ThreadPoolExecutor(
@@ -136,19 +162,16 @@ def _write(names: Sequence[str], decode: Decode, data: Path, record: Path, shape
     ):
         file.truncate(state["bytes"])
         file.seek(state["bytes"])
-        while state["looked_at"] < len(names):
-            start = state["looked_at"]
-            group = names[start : start + GROUP]
-            for i, image in enumerate(pool.map(lambda name: _attempt(decode, name), group), start):
+        for group in _groups(todo, sizes):
+            for i, image in enumerate(pool.map(_guarded(decode), group), state["looked_at"]):
+                bar.advance(bar.task_ids[0])
                 if isinstance(image, str):
                     state["bad"][i] = image
                     continue
                 if shape is None:
-                    _check_space(data.parent, image.nbytes)
                     state["shapes"].append(image.shape)
                 file.write(image.tobytes())
                 state["bytes"] += image.nbytes
-                bar.advance(bar.task_ids[0])
             state["looked_at"] += len(group)
             file.flush()
             os.fsync(file.fileno())
@@ -157,16 +180,41 @@ def _write(names: Sequence[str], decode: Decode, data: Path, record: Path, shape
     progress.replace(record)
 
 
-def _attempt(decode: Decode, name: str) -> np.ndarray | str:
-    try:
-        return decode(name)
-    except BROKEN as error:
-        return f"{error}".partition("\n")[0] or type(error).__name__
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _groups(names: Sequence[str], sizes: Sequence[int]) -> Iterator[list[str]]:
+    """The names in lists of about GROUP bytes."""
+    group, total = [], 0
+    for name, size in zip(names, sizes, strict=True):
+        group.append(name)
+        total += size
+        if total >= GROUP:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def _guarded(function: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The function, returning the reason where it fails: broken files make libraries raise all kinds of errors."""
+
+    def attempt(name: str) -> Any:
+        try:
+            return function(name)
+        except Exception as error:
+            return f"{error}".partition("\n")[0] or type(error).__name__
+
+    return attempt
 
 
 def _write_whole(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
-    new.write_text(text)
+    with new.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     new.replace(path)
 
 

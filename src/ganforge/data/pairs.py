@@ -1,7 +1,9 @@
 """Pairs of a good and a low-quality image: random crops for training, whole images for validation and test."""
 
+import logging
 import re
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +21,39 @@ from ganforge.degradations import Degradation
 from ganforge.errors import UserError
 from ganforge.randomness import Rows, Stream, generator
 
+log = logging.getLogger(__name__)
+
 
 class Photographs:
-    """Images of varying sizes, (H, W, C) one after the other in `bytes`."""
+    """Images of varying sizes, (H, W, C) one after the other in `bytes`; `sizes` are their (H, W)."""
 
     def __init__(self, data: Tensor, shapes: Sequence[tuple[int, ...]]):
         self.bytes = data
-        self.heights, self.widths, channels = torch.tensor(shapes).T
-        self.channels = int(channels[0])
-        sizes = self.heights * self.widths * self.channels
-        self.starts = sizes.cumsum(0) - sizes
+        self.channels = shapes[0][2]
+        self.sizes = torch.tensor(shapes)[:, :2]
+        lengths = self.sizes.prod(1) * self.channels
+        self.starts = lengths.cumsum(0) - lengths
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, index: int) -> Tensor:
         """A whole image (C, H, W)."""
-        height, width = int(self.heights[index]), int(self.widths[index])
+        height, width = self.sizes[index].tolist()
         start = int(self.starts[index])
         pixels = self.bytes[start : start + height * width * self.channels]
         return pixels.view(height, width, self.channels).permute(2, 0, 1)
 
-    def crops(self, rows: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-        """Squares (N, C, side, side) of the images `rows`: one gather of all their lines."""
+    def ordered(self, order: Tensor) -> "Photographs":
+        other = copy(self)
+        other.sizes, other.starts = self.sizes[order], self.starts[order]
+        return other
+
+    def crops(self, rows: Tensor, corners: Tensor, side: int) -> Tensor:
+        """Squares (N, C, side, side) of the images `rows`: one gather of their lines. `corners` (N, 2): top, left."""
         line = side * self.channels
-        stride = self.widths[rows] * self.channels
-        first = self.starts[rows] + top * stride + left * self.channels
+        stride = self.sizes[rows, 1] * self.channels
+        first = self.starts[rows] + corners[:, 0] * stride + corners[:, 1] * self.channels
         starts = first[:, None] + torch.arange(side) * stride[:, None]
         windows = self.bytes.as_strided((len(self.bytes) - line + 1, line), (1, 1))  # what begins at each byte
         return windows[starts.flatten()].view(len(rows), side, side, self.channels).permute(0, 3, 1, 2)
@@ -107,8 +116,7 @@ class Pairs(TensorData):
         self.cache_dir = cache_dir
         self.on_error = on_error
         self.low: Photographs | None = None
-        if image_size % self.scale:
-            raise ValueError(f"image_size={image_size}: must be a multiple of the scale, {self.scale}")
+        self._check_scale()
 
     def prepare_data(self) -> None:
         self.setup()
@@ -119,7 +127,12 @@ class Pairs(TensorData):
         if self.real is not None:
             return
         inside = [path for sets in self.sets.values() for entry in sets for path in self._paths(entry)]
-        self.real, self.low = self._pairs(self.root, self.low_root, inside, self.image_size)  # type: ignore[assignment]
+        high, self.low = self._pairs(self.root, self.low_root, inside, self.image_size)
+        self.real = high  # type: ignore[assignment]
+        if self.low is not None:
+            self.scale = int(high.sizes[0, 0] // self.low.sizes[0, 0])
+            self._check_scale()
+            check_partners(high, self.low, self.scale, self.root)
         count = len(self.real)  # type: ignore[arg-type]
         if count < self.batch_size:
             raise UserError(f"data.batch_size={self.batch_size} is more than the {count} images there are: lower it")
@@ -129,9 +142,15 @@ class Pairs(TensorData):
         found = []
         for entry in self.sets[split]:
             high, *low = self._paths(entry)
-            pair = self._pairs(high, low[0] if low else None, [], 1)
-            found.append(WholeImages(high.stem, *pair, self.scale))
+            images, partners = self._pairs(high, low[0] if low else None, [], 1)
+            if partners is not None:
+                check_partners(images, partners, self.scale, high)
+            found.append(WholeImages(high.stem, images, partners, self.scale))
         return found
+
+    def _check_scale(self) -> None:
+        if self.image_size % self.scale:
+            raise UserError(f"data.image_size={self.image_size}: must be a multiple of the scale, {self.scale}")
 
     def _paths(self, entry: Any) -> list[Path]:
         """A set as paths: of the images, and of ready partners."""
@@ -155,24 +174,20 @@ class Pairs(TensorData):
         if low is None:
             return photographs, None
         low_names, partners = self._photographs(low, (), 1)
-        position = {_stem(name): i for i, name in enumerate(low_names)}
-        lonely = [name for name in names if _stem(name) not in position]
-        if lonely:
+        position = partner_positions(names, low_names)
+        lonely = [name for name, i in zip(names, position, strict=True) if i is None]
+        if lonely and self.on_error == "stop":
             raise UserError(f"{low} has no partner for {len(lonely)} images of {high}, such as {lonely[0]}")
-        order = torch.tensor([position[_stem(name)] for name in names])
-        for values in ("heights", "widths", "starts"):
-            setattr(partners, values, getattr(partners, values)[order])
-        self.scale = int(photographs.heights[0] // partners.heights[0])
-        for side in ("heights", "widths"):
-            odd = (getattr(partners, side) * self.scale != getattr(photographs, side)).nonzero()
-            if len(odd):
-                raise UserError(f"{names[int(odd[0])]} in {high} is not {self.scale} times as large as in {low}")
-        return photographs, partners
+        if lonely:
+            log.warning("%d images of %s have no partner and are left out.", len(lonely), high)
+        kept = torch.tensor([i for i, partner in enumerate(position) if partner is not None])
+        return photographs.ordered(kept), partners.ordered(torch.tensor([i for i in position if i is not None]))
 
     def _photographs(self, path: Path, without: Sequence[Path], smallest: int) -> tuple[list[str], Photographs]:
         source = open_source(path)
-        outside = [f"{other.relative_to(path).as_posix()}/" for other in without if other.is_relative_to(path)]
-        names = [name for name in source.images() if not name.startswith(tuple(outside))]
+        inside = path.resolve()
+        outside = [o.resolve().relative_to(inside).as_posix() for o in without if o.resolve().is_relative_to(inside)]
+        names = [name for name in source.images() if not name.startswith(tuple(f"{other}/" for other in outside))]
 
         def decode(name: str) -> np.ndarray:
             with source.open(name) as file, Image.open(file) as image:
@@ -183,9 +198,15 @@ class Pairs(TensorData):
                 )
             return pixels.reshape(*pixels.shape[:2], self.channels)
 
-        key = source.fingerprint(names, channels=self.channels, smallest=smallest)
-        packed = pack(names, decode, cache_folder(path, self.cache_dir), f"photographs-{key}")
+        def measure(name: str) -> int:
+            with source.open(name) as file, Image.open(file) as image:  # which reads no more than its header
+                return image.width * image.height * self.channels
+
+        title = f"photographs-{source.fingerprint(names, channels=self.channels, smallest=smallest)}"
+        packed = pack(names, decode, cache_folder(path, self.cache_dir), title, measure=measure)
         refuse_bad(packed, names, self.on_error, path)
+        if path == self.root:
+            self.identity = title
         good = [name for i, name in enumerate(names) if i not in packed.bad]
         return good, Photographs(packed.bytes, packed.shapes)
 
@@ -196,12 +217,9 @@ class Pairs(TensorData):
         place = draw(lambda count, generator: torch.rand(count, 2, generator=generator), len(rows))
         side = self.image_size // self.scale
         # places are multiples of the scale, so that partners are cut where the crops are
-        top, left = (
-            (place[:, i] * (length[rows] // self.scale - side + 1)).long()
-            for i, length in enumerate((photographs.heights, photographs.widths))
-        )
-        crops = photographs.crops(rows, top * self.scale, left * self.scale, self.image_size)
-        return Batch(crops, None if self.low is None else self.low.crops(rows, top, left, side))
+        corners = (place * (photographs.sizes[rows] // self.scale - side + 1)).long()
+        crops = photographs.crops(rows, corners * self.scale, self.image_size)
+        return Batch(crops, None if self.low is None else self.low.crops(rows, corners, side))
 
     def val_dataloader(self) -> list[DataLoader]:  # type: ignore[override]
         """One loader a set; each rank takes its share of the images."""
@@ -248,6 +266,21 @@ def turned(squares: Tensor, position: Tensor) -> Tensor:
     return torch.where(transpose, squares.mT, squares)
 
 
-def _stem(name: str) -> str:
-    """A name without its ending and without the scale that DIV2K writes there: 0001x4.png -> 0001."""
-    return re.sub(r"x\d+$", "", name.rpartition(".")[0])
+def check_partners(high: Photographs, low: Photographs, scale: int, path: Path) -> None:
+    odd = (low.sizes * scale != high.sizes).any(1).sum().item()
+    if odd:
+        raise UserError(f"{odd} images of {path} are not {scale} times as large as their partners")
+
+
+def partner_positions(names: Sequence[str], low_names: Sequence[str]) -> list[int | None]:
+    """Where the partner of each image is: the same name, or with the scale at its end as in DIV2K (0001x4.png)."""
+    stems = [name.rpartition(".")[0] for name in names]
+    low_stems = [name.rpartition(".")[0] for name in low_names]
+    if not set(stems) & set(low_stems):
+        low_stems = [re.sub(r"x\d+$", "", stem) for stem in low_stems]
+    for found in (stems, low_stems):
+        twice = next((stem for stem in found if found.count(stem) > 1), None) if len(set(found)) < len(found) else None
+        if twice is not None:
+            raise UserError(f"data.low_root: several images are called {twice}, so partners cannot be told")
+    position = {stem: i for i, stem in enumerate(low_stems)}
+    return [position.get(stem) for stem in stems]

@@ -40,25 +40,23 @@ class Source:
 
 
 class Folder(Source):
-    """The files below a folder; symbolic links are followed, each folder once."""
+    """The files below a folder; symbolic links are followed, but not to a folder that they lie in."""
 
     def __init__(self, path: Path):
         super().__init__(path, {})
-        seen = set()
-        pending = [path]
+        pending = [(path, frozenset[Path]())]
         while pending:
-            folder = pending.pop()
-            if folder.resolve() in seen:
+            folder, above = pending.pop()
+            if (real := folder.resolve()) in above:
                 continue
-            seen.add(folder.resolve())
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_dir():
-                        pending.append(Path(entry.path))
-                    elif entry.is_file():  # not so a broken link
+                    if os.path.isdir(entry.path):  # noqa: PTH112  a link to itself makes the others raise
+                        pending.append((Path(entry.path), above | {real}))
+                    elif os.path.isfile(entry.path):  # noqa: PTH113  not so a broken link
                         status = entry.stat()
                         name = Path(entry.path).relative_to(path).as_posix()
-                        self.stamps[name] = f"{status.st_size} {status.st_mtime_ns}"
+                        self.stamps[name] = f"{status.st_size} {status.st_mtime_ns} {status.st_mode}"
 
     def open(self, name: str) -> BinaryIO:
         return (self.path / name).open("rb")
