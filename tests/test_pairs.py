@@ -186,6 +186,14 @@ def test_ready_pairs(tmp_path: Path) -> None:
         pairs(tmp_path / "high", Bicubic(2), low_root=str(tmp_path / "low"))
 
 
+def test_nothing_left_for_training(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no images besides those of data\.valid"):
+        pairs(pictures, Bicubic(2), valid=["a", "b", "c"]).setup()
+    save_picture(tmp_path / "low" / "other.png", 0)
+    with pytest.raises(UserError, match="no partner for 24 images"):
+        pairs(pictures, low_root=str(tmp_path / "low"), on_error="skip").setup()
+
+
 def test_partners_are_told_by_their_names() -> None:
     boxes = [f"box{i}.png" for i in range(3)]
     assert partner_positions(boxes, boxes[::-1]) == [2, 1, 0]

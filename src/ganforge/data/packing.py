@@ -155,9 +155,7 @@ def _write(
     _check_space(data.parent, sum(sizes))
     with (
         part.open("r+b" if part.exists() else "wb") as file,
-        ThreadPoolExecutor(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        ) as pool,
+        ThreadPoolExecutor(_cores()) as pool,
         _bar(len(names), state["looked_at"]) as bar,
     ):
         file.truncate(state["bytes"])

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -130,7 +131,7 @@ class Pairs(TensorData):
         high, self.low = self._pairs(self.root, self.low_root, inside, self.image_size)
         self.real = high  # type: ignore[assignment]
         if self.low is not None:
-            self.scale = int(high.sizes[0, 0] // self.low.sizes[0, 0])
+            self.scale = max(1, int(high.sizes[0, 0] // self.low.sizes[0, 0]))
             self._check_scale()
             check_partners(high, self.low, self.scale, self.root)
         count = len(self.real)  # type: ignore[arg-type]
@@ -176,7 +177,7 @@ class Pairs(TensorData):
         low_names, partners = self._photographs(low, (), 1)
         position = partner_positions(names, low_names)
         lonely = [name for name, i in zip(names, position, strict=True) if i is None]
-        if lonely and self.on_error == "stop":
+        if lonely and (self.on_error == "stop" or len(lonely) == len(names)):
             raise UserError(f"{low} has no partner for {len(lonely)} images of {high}, such as {lonely[0]}")
         if lonely:
             log.warning("%d images of %s have no partner and are left out.", len(lonely), high)
@@ -188,6 +189,8 @@ class Pairs(TensorData):
         inside = path.resolve()
         outside = [o.resolve().relative_to(inside).as_posix() for o in without if o.resolve().is_relative_to(inside)]
         names = [name for name in source.images() if not name.startswith(tuple(f"{other}/" for other in outside))]
+        if not names:
+            raise UserError(f"{path} holds no images besides those of data.valid and data.test")
 
         def decode(name: str) -> np.ndarray:
             with source.open(name) as file, Image.open(file) as image:
@@ -279,8 +282,8 @@ def partner_positions(names: Sequence[str], low_names: Sequence[str]) -> list[in
     if not set(stems) & set(low_stems):
         low_stems = [re.sub(r"x\d+$", "", stem) for stem in low_stems]
     for found in (stems, low_stems):
-        twice = next((stem for stem in found if found.count(stem) > 1), None) if len(set(found)) < len(found) else None
-        if twice is not None:
-            raise UserError(f"data.low_root: several images are called {twice}, so partners cannot be told")
+        stem, count = Counter(found).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"data.low_root: several images are called {stem}, so partners cannot be told")
     position = {stem: i for i, stem in enumerate(low_stems)}
     return [position.get(stem) for stem in stems]
