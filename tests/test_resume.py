@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +174,16 @@ def test_damaged_checkpoint_is_noticed(tmp_path: Path, caplog: pytest.LogCapture
     fitted(tmp_path, *TINY_POINTS, "checkpoint_every=1")
     last = tmp_path / "checkpoints" / "last.ckpt"
     content = last.read_bytes()
-    middle = len(content) // 2
+    with zipfile.ZipFile(last) as file:
+        largest = max(file.infolist(), key=lambda entry: entry.file_size)
+    header = content[largest.header_offset :][:30]
+    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    middle = largest.header_offset + 30 + lengths + largest.file_size // 2  # in a tensor, not in padding
     for damaged in (
         content[:middle],
         content[:-1],
         b"",
-        content[:middle] + bytes(64) + content[middle + 64 :],
+        content[:middle] + bytes(16) + content[middle + 16 :],
         content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
     ):
         last.write_bytes(damaged)
