@@ -51,18 +51,20 @@ class Stopping(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         bad_term = self._bad_term(pl_module)
-        diverged = bad_term is not None
+        # a signal during the reduction is for the next step: the other ranks do not know of it yet
+        interrupted, diverged = self.interrupted, bad_term is not None
         if trainer.world_size > 1:
-            flags = torch.tensor([self.interrupted, diverged], dtype=torch.int32, device=pl_module.device)
+            flags = torch.tensor([interrupted, diverged], dtype=torch.int32, device=pl_module.device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-            self.interrupted, diverged = flags.tolist()
+            interrupted, diverged = flags.tolist()
         if diverged:
             raise Diverged(
                 f"{bad_term or 'A loss'} is not finite at step {trainer.global_step}: training stopped. The last good "
                 "checkpoint is in checkpoints/. A lower learning rate (model.generator_optimizer.lr, "
                 "model.discriminator_optimizer.lr) or model.gradient_clip=1 often helps."
             )
-        if self.interrupted:
+        if interrupted:
+            self.interrupted = interrupted
             # not trainer.should_stop: it would run a validation that is not due
             trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
 
