@@ -1,7 +1,6 @@
 """CelebA: faces with attributes and identities (Liu et al., 2015)."""
 
 import logging
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ganforge.data.images import Images, Listing
 from ganforge.data.sources import Source, open_source
+from ganforge.downloads import first_line, time_limit
 from ganforge.errors import UserError
 from ganforge.randomness import Stream, generator
 
@@ -135,15 +135,11 @@ def _download(root: Path) -> None:
         raise UserError("data.download=true needs gdown: pip install gdown. " + MANUAL.format(folder=root)) from error
     from torchvision import datasets
 
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        datasets.CelebA(str(root), download=True)
+        with time_limit(10):
+            datasets.CelebA(str(root), download=True)
     except Exception as error:  # Google Drive refuses in many ways
-        reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(
-            f"data.download=true: CelebA could not be fetched ({reason}). " + MANUAL.format(folder=root)
+            f"data.download=true: CelebA could not be fetched ({first_line(error)}). " + MANUAL.format(folder=root)
         ) from error
-    finally:
-        socket.setdefaulttimeout(before)

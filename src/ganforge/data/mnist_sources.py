@@ -4,17 +4,17 @@ import gzip
 import hashlib
 import io
 import pickle
-import socket
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ganforge.downloads import time_limit
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -31,21 +31,11 @@ MNIST_SHA256 = (
 """Digests of the unpacked files, in the order of FILES."""
 
 
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)  # torchvision's downloads have none of their own
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def from_mirrors(dataset: str) -> dict[str, bytes]:
     """torchvision's mirrors"""
     from torchvision import datasets
 
-    with tempfile.TemporaryDirectory() as folder, _timeout(10):
+    with tempfile.TemporaryDirectory() as folder, time_limit(10):
         getattr(datasets, dataset)(folder, download=True)  # checks its digests
         raw = Path(folder, dataset, "raw")
         return {name: (raw / name).read_bytes() for name in FILES}
