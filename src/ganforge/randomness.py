@@ -6,6 +6,7 @@ Numbers are drawn on the CPU, so that they do not depend on the kind of device e
 
 from collections.abc import Callable
 from enum import IntEnum
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ class Stream(IntEnum):
     DATA = 4
     PLACES = 5
     AUGMENT = 6
+    STANDING = 7
 
 
 _MASK = 2**64 - 1
@@ -96,6 +98,17 @@ def for_batch(draw: Draw, count: int) -> Tensor:
     return _step(draw, count)
 
 
-def sample_chunk(draw: Draw, seed: int, chunk: int) -> Tensor:
+def sample_chunk(draw: Draw, seed: int, chunk: int, stream: Stream = Stream.SAMPLES) -> Tensor:
     """The draws of evaluation samples chunk * CHUNK, ..., chunk * CHUNK + CHUNK - 1."""
-    return draw(CHUNK, generator(seed, Stream.SAMPLES, chunk))
+    return draw(CHUNK, generator(seed, stream, chunk))
+
+
+def chunks_of(count: int, rank: int, world_size: int) -> range:
+    """The chunks of `count` samples that a rank gets: as many as every other, so the last may lie beyond the samples,
+    and is then not counted."""
+    return range(rank, ceil(count / CHUNK / world_size) * world_size, world_size)
+
+
+def chunk_rows(chunk: int, count: int) -> Tensor:
+    """The numbers of the samples in a chunk, of `count` altogether."""
+    return torch.arange(min(chunk * CHUNK, count), min((chunk + 1) * CHUNK, count))

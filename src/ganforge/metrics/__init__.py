@@ -1,0 +1,1 @@
+"""Metrics: what of, on which features, in which slot."""

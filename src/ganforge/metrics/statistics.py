@@ -1,0 +1,94 @@
+"""What is kept of the features of a set of samples, gathered so that it does not depend on who saw which."""
+
+from math import ceil
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from ganforge.randomness import CHUNK
+
+CAP = 65_536
+"""The metrics that need single features look at no more samples than this, evenly spread over the set."""
+
+
+class Features(NamedTuple):
+    """What an extractor makes of N samples: features (N, D), and logits (N, K) where it classifies."""
+
+    features: Tensor
+    logits: Tensor | None = None
+
+
+class Statistics(NamedTuple):
+    """A set of samples in an extractor's eyes.
+
+    size: samples in the set
+    mean, covariance: of all features, (D,) and (D, D), float64
+    features, logits, labels: of the first CAP samples or of as many spread over the set, (n, D), (n, K), (n,), in
+        order; logits and labels where there are any
+    """
+
+    size: int
+    mean: Tensor
+    covariance: Tensor
+    features: Tensor
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+
+
+class Collector:
+    """Gathers the statistics of `count` samples, of which every rank sees the chunks that are dealt to it.
+
+    Sums are float64. Single features have their place by the sample's number, so their order is that of the samples.
+    """
+
+    def __init__(self, count: int, trainer: Trainer):
+        self.count = count
+        self.trainer = trainer
+        self.every = ceil(count / CAP)  # chunks of which one is kept
+        self.sums: list[Tensor] = []
+        self.kept: dict[str, Tensor] = {}
+
+    def update(self, chunk: int, found: Features, labels: Tensor | None = None) -> None:
+        """Add a chunk; rows beyond the number of samples are not counted."""
+        rows = min(CHUNK, self.count - chunk * CHUNK)
+        if rows <= 0:
+            return
+        features = found.features[:rows]
+        features = features.double() if features.device.type != "mps" else features.cpu().double()
+        for total, part in zip(self._sums(features), (features.sum(0), features.T @ features), strict=True):
+            total += part
+        if chunk % self.every == 0:
+            for name, values in (("features", found.features), ("logits", found.logits), ("labels", labels)):
+                if values is not None:
+                    start = chunk // self.every * CHUNK
+                    self._buffer(name, values)[start : start + rows] = values[:rows].cpu()
+
+    def _sums(self, features: Tensor) -> list[Tensor]:
+        if not self.sums:
+            size = features.shape[1]
+            self.sums = [features.new_zeros(size), features.new_zeros(size, size)]
+        return self.sums
+
+    def _buffer(self, name: str, like: Tensor) -> Tensor:
+        if name not in self.kept:
+            chunks = range(0, ceil(self.count / CHUNK), self.every)
+            size = (len(chunks) - 1) * CHUNK + min(CHUNK, self.count - chunks[-1] * CHUNK)
+            self.kept[name] = torch.zeros(size, *like.shape[1:], dtype=like.dtype)
+        return self.kept[name]
+
+    def result(self) -> Statistics:
+        """The statistics of all ranks' chunks, on every rank."""
+        total, outer = (over_ranks(value, self.trainer).cpu() for value in self.sums)
+        kept = {name: over_ranks(values, self.trainer) for name, values in self.kept.items()}
+        mean = total / self.count
+        covariance = (outer - self.count * torch.outer(mean, mean)) / max(1, self.count - 1)
+        return Statistics(self.count, mean, covariance, **kept)
+
+
+def over_ranks(value: Tensor, trainer: Trainer) -> Tensor:
+    """The sum over the ranks; where one rank has a value and the others zeros, that value."""
+    if trainer.world_size == 1:
+        return value
+    return trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="sum").cpu()
