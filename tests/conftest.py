@@ -54,6 +54,12 @@ def run(
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what tests measure out of the developer's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.getbasetemp() / "cache")
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Callable[[str], Path]:
     """A file or folder of the real data that GANFORGE_TEST_DATA names; skips where it is absent."""

@@ -94,8 +94,8 @@ MISTAKES = {
     "model.generator_optimizer.lr=-1": (2, "Invalid learning rate"),
     "seed=abc": (2, "seed=abc"),
     "trainer.precision=16-mixed": (2, "bf16-mixed"),
-    "callbacks.checkpoints.monitor=fidd": (2, "monitor=fidd needs validations"),
-    "trainer.devices=2 evaluate_every=1 data.num_samples=64": (2, "data.num_samples=64 leaves devices without work"),
+    "metrics.monitor=fidd trainer.max_steps=2000": (2, "metrics.monitor=fidd: no such metric"),
+    "data.num_samples=0": (2, "num_samples=0: data.num_samples must be at least 1"),
     "trainer=gpu": (2, "gpu"),
 }
 if torch.cuda.is_available():

@@ -8,7 +8,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,6 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from ganforge.callbacks.checkpoints import is_intact, latest_checkpoint
+from ganforge.data.base import TensorData
+from ganforge.metrics.features import FeatureMetric
+from ganforge.metrics.statistics import Statistics
 
 # 5 steps an epoch, a validation every 3, a checkpoint at every step: all the coincidences there are
 DENSE = [
@@ -29,10 +32,18 @@ DENSE = [
 ]
 DENSE += [
     "trainer.max_steps=12",
-    "callbacks.checkpoints.monitor=quality",
+    "+metrics.on_fakes.quality={_target_: test_resume.Quality}",
+    "metrics.monitor=quality",
     "model.moving_average_every=2",
     "regularizer=gradient_penalty",
 ]
+
+
+class Quality(FeatureMetric):
+    scores: ClassVar = {"quality": False}
+
+    def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
+        return {"quality": fake.features.double().sin().sum().item()}  # goes up and down
 
 
 class Recorder(Callback):
@@ -51,9 +62,6 @@ class Recorder(Callback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.validated.append(trainer.global_step)
-
-    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        pl_module.log("quality", outputs.double().sin().sum(), batch_size=1)  # goes up and down
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._copy(trainer)

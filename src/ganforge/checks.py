@@ -16,7 +16,6 @@ from ganforge.data.pairs import Pairs
 from ganforge.devices import device_count, on_cpu, rank
 from ganforge.errors import UserError
 from ganforge.models.gan import GAN
-from ganforge.randomness import CHUNK
 
 log = logging.getLogger(__name__)
 
@@ -79,18 +78,20 @@ def check_values(config: DictConfig) -> None:
         )
     if config.schedule and (trainer.max_steps < 0 or trainer.max_epochs not in (None, -1)):
         raise UserError("A schedule runs over trainer.max_steps: set that, and leave trainer.max_epochs=-1")
-    monitor = OmegaConf.select(config, "callbacks.checkpoints.monitor")
-    if monitor and not trainer.val_check_interval:
-        raise UserError(f"callbacks.checkpoints.monitor={monitor} needs validations: set evaluate_every")
 
 
-def check_validation(config: DictConfig, data: TensorData, model: GAN) -> None:
-    if not config.trainer.val_check_interval or not isinstance(data, Pairs):
-        return
-    if not data.sets["valid"]:
-        raise UserError("evaluate_every needs whole images: name them with data.valid=[<folder or zip>]")
-    if type(model).validation_step is GAN.validation_step:
-        raise UserError("evaluate_every: pairs are scored on whole images, which this model cannot make: leave it out")
+def validates(config: DictConfig, data: TensorData, model: GAN) -> bool:
+    """Whether there will be validations. Raises UserError where they are asked for and cannot be had."""
+    trainer = config.trainer
+    if not trainer.val_check_interval or -1 < trainer.max_steps < trainer.val_check_interval:
+        return False
+    if not any(config.metrics.values()):
+        return False
+    if not isinstance(data, Pairs):
+        return True
+    if data.sets["valid"] and type(model).validation_step is GAN.validation_step:
+        raise UserError("data.valid: pairs are scored on whole images, which this model cannot make: leave it out")
+    return bool(data.sets["valid"])
 
 
 def check_optimizers(model: GAN) -> None:
@@ -115,14 +116,6 @@ def check_devices(config: DictConfig, model: nn.Module) -> None:
         raise UserError(
             f"data.batch_size={config.data.batch_size} does not divide by {devices} devices, which share it out: "
             f"use {config.data.batch_size // devices * devices or devices}"
-        )
-    if (
-        config.trainer.val_check_interval
-        and "num_samples" in config.data
-        and config.data.num_samples <= CHUNK * (devices - 1)
-    ):
-        raise UserError(
-            f"data.num_samples={config.data.num_samples} leaves devices without work: use {CHUNK * devices}"
         )
     batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     if devices > 1 and on_cpu(config.trainer) and batch_norm and rank() == 0:

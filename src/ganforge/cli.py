@@ -69,7 +69,7 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
             register_resolvers()
             with tempfile.TemporaryDirectory() as scratch:
                 try:
-                    sys.argv[1:] = _resolved_arguments(original, conf, Path(scratch))
+                    sys.argv[1:] = _resolved_arguments(original, conf, config_name, Path(scratch))
                 except UserError as error:
                     sys.exit(_complain(str(error)))
                 hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(run)()
@@ -132,8 +132,9 @@ def _run_in_process(script: Path) -> int:
 # Resuming --------------------------------------------------------------------------------------------------------
 
 
-def _resolved_arguments(arguments: list[str], conf: Path, scratch: Path) -> list[str]:
-    """Turn `resume=<run folder>` into a composition from that run's record, in that folder.
+def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scratch: Path) -> list[str]:
+    """Turn `resume=<run folder>` into a composition from that run's record, in that folder; `run=` of evaluate.py into
+    one on top of the record.
 
     Hydra gets a bare copy of the record: another file beside it could steer Hydra itself.
     """
@@ -143,12 +144,13 @@ def _resolved_arguments(arguments: list[str], conf: Path, scratch: Path) -> list
         if value == "null" and (conf / key).is_dir():
             options = ", ".join(sorted(path.stem for path in (conf / key).glob("*.yaml")))
             raise UserError(f"{key}=null: choose one of {options}")
-    resume = next((value for key, _, value in map(_parts, arguments) if key == "resume"), None)
-    if resume is None or resume in ("''", "null"):
+    if config_name == "evaluate" and (run := _folder(arguments, "run")):
+        return [*arguments, *_recorded(run, {key for key, _, _ in map(_parts, arguments)}, scratch)]
+    folder = _folder(arguments, "resume")
+    if folder is None:
         return arguments
     if {"-m", "--multirun"} & set(arguments):
         raise UserError("resume= goes on with one run: leave out -m")
-    folder = Path(_unquoted(resume)).expanduser().resolve()
     record = OmegaConf.load(check_record(folder))
     given = [argument for argument in arguments if _parts(argument)[0] != "resume"]
     for group in (key for key, _, _ in map(_parts, given) if (conf / key).is_dir()):
@@ -169,7 +171,29 @@ def _resolved_arguments(arguments: list[str], conf: Path, scratch: Path) -> list
     ]
 
 
-PATHS = ("run", "resume", "checkpoint", "output")
+def _folder(arguments: list[str], option: str) -> Path | None:
+    """The folder that an option names, if it is given."""
+    value = next((value for key, _, value in map(_parts, arguments) if key == option), None)
+    return None if value in (None, "''", "null") else Path(_unquoted(value)).expanduser().resolve()
+
+
+TRAINING = ("callbacks", "checkpoint_every", "evaluate_every", "logger", "name", "resume", "sample_every", "trainer")
+"""What of a record only matters while training."""
+
+
+def _recorded(run: Path, given: set[str], scratch: Path) -> list[str]:
+    """Arguments that bring a run's record into a composition, but for the groups that are given anew."""
+    record = OmegaConf.load(check_record(run))
+    assert isinstance(record, DictConfig)
+    kept = OmegaConf.masked_copy(record, [str(key) for key in record if key not in {*TRAINING, *given}])
+    (scratch / "recorded").mkdir()
+    (scratch / "recorded" / "run.yaml").write_text(f"# @package _global_\n{OmegaConf.to_yaml(kept)}")
+    empty = {"metrics": "none", "extractor": "auto"}
+    groups = [f"{group}={option}" for group, option in empty.items() if group in kept]
+    return ["recorded=run", f"hydra.searchpath=[{quoted(f'file://{scratch}')}]", *groups]
+
+
+PATHS = ("run", "resume", "checkpoint", "output", "folder", "against")
 """Options that are paths and nothing else, so that no character in them means anything to Hydra."""
 
 

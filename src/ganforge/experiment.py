@@ -17,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from ganforge.callbacks.checkpoints import AtomicCheckpointIO, is_intact, latest_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
-from ganforge.checks import check_devices, check_optimizers, check_schedule, check_types, check_validation, check_values
+from ganforge.checks import check_devices, check_optimizers, check_schedule, check_types, check_values, validates
 from ganforge.cli import check_record
 from ganforge.data.base import TensorData
 from ganforge.devices import rank, strategy, synchronises
 from ganforge.errors import UserError
+from ganforge.metrics.evaluation import Evaluation
 from ganforge.models.gan import GAN
 from ganforge.run_folder import describe, drop_events_after, finish_message
 from ganforge.targets import check_targets
@@ -47,34 +48,48 @@ class Experiment(NamedTuple):
 
 def build(config: DictConfig, folder: Path) -> Experiment:
     """Make everything that a config describes. Mistakes in it are found here, before any training."""
-    for part in ("data", "model", "trainer", "callbacks", "logger"):
-        OmegaConf.resolve(config[part])
-    _quiet()
-    config.trainer.sync_batchnorm = synchronises(config.trainer)
-    check_types(OmegaConf.to_container(config))
+    settle(config, "data", "model", "trainer", "callbacks", "logger")
     check_values(config)
     seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
     model = instantiate(config.model, _convert_="all")
     check_optimizers(model)
     check_devices(config, model)
-    check_validation(config, data, model)
+    parts = dict(config.callbacks)
+    if not validates(config, data, model):  # what it needs, such as weights, may not be there
+        parts.pop("evaluation", None)
     stopping = Stopping()
-    callbacks = [stopping, *instantiate(config.callbacks, _convert_="all").values()]
+    callbacks = [stopping, *(instantiate(callback, _convert_="all") for callback in parts.values())]
+    evaluates = any(callback.attach(data) for callback in callbacks if isinstance(callback, Evaluation))
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    loggers = [instantiate(logger)(save_dir=str(folder)) for logger in config.logger.values()]
     no_validation = {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "limit_val_batches": 0}
-    trainer = instantiate(
-        config.trainer if config.trainer.val_check_interval else {**config.trainer, **no_validation},
+    options = {} if evaluates else no_validation
+    trainer = make_trainer(config.trainer, folder, callbacks, logger=loggers, **options)
+    return Experiment(data, model, trainer, stopping)
+
+
+def settle(config: DictConfig, *parts: str) -> None:
+    """Resolve these parts of a config, fill in what depends on the machine, and check the types of all values."""
+    quiet()
+    for part in parts:
+        OmegaConf.resolve(config[part])
+    config.trainer.sync_batchnorm = synchronises(config.trainer)
+    check_types(OmegaConf.to_container(config))
+
+
+def make_trainer(config: DictConfig, folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
+    """A trainer as configured; `options` come before the config."""
+    return instantiate(
+        {**config, **options},
         default_root_dir=str(folder),
-        logger=[instantiate(logger)(save_dir=str(folder)) for logger in config.logger.values()],
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
-        strategy=strategy(config.trainer),
-        profiler=config.trainer.profiler or Unprofiled(),
+        strategy=strategy(config),
+        profiler=config.profiler or Unprofiled(),
         _convert_="all",
     )
-    return Experiment(data, model, trainer, stopping)
 
 
 def train(config: DictConfig, folder: Path) -> int:
@@ -126,7 +141,7 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[DictConfig, 
     folder = Path(folder).expanduser()
     config = OmegaConf.load(check_record(folder))
     assert isinstance(config, DictConfig)
-    check_targets(config)
+    check_targets(config.model)
     OmegaConf.resolve(config.model)
     config.model.compile = False  # not worth its time for a few samples
     model = instantiate(config.model, _convert_="all")
@@ -148,7 +163,7 @@ def checkpoint_path(folder: Path, checkpoint: str) -> Path:
     return Path(checkpoint)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence what Lightning says about settings that are right here."""
     if not torch.cuda.is_available():
         # Lightning makes torch ask the driver for GPUs, and every optimizer call asks: 0.1 ms each, for none

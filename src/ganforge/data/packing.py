@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ganforge.downloads import first_line
 from ganforge.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -150,13 +151,13 @@ def _write(
     todo = names[state["looked_at"] :]
     sizes = [prod(shape or ())] * len(todo)
     if measure is not None:
-        with ThreadPoolExecutor(_cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             sizes = [size if isinstance(size, int) else 0 for size in pool.map(_guarded(measure), todo)]
     _check_space(data.parent, sum(sizes))
     with (
         part.open("r+b" if part.exists() else "wb") as file,
-        ThreadPoolExecutor(_cores()) as pool,
-        _bar(len(names), state["looked_at"]) as bar,
+        ThreadPoolExecutor(cores()) as pool,
+        progress_bar("packing", len(names), state["looked_at"]) as bar,
     ):
         file.truncate(state["bytes"])
         file.seek(state["bytes"])
@@ -178,7 +179,7 @@ def _write(
     progress.replace(record)
 
 
-def _cores() -> int | None:
+def cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -202,7 +203,7 @@ def _guarded(function: Callable[[str], Any]) -> Callable[[str], Any]:
         try:
             return function(name)
         except Exception as error:
-            return f"{error}".partition("\n")[0] or type(error).__name__
+            return first_line(error)
 
     return attempt
 
@@ -225,8 +226,8 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _bar(total: int, completed: int) -> Progress:
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+def progress_bar(doing: str, total: int, completed: int = 0) -> Progress:
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True))
     bar.add_task("", total=total, completed=completed)
     return bar

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class Pairs(TensorData):
 
     def __init__(
         self,
-        root: str,
+        root: str | None,
         image_size: int,
         degradation: Degradation | None = None,
         low_root: str | None = None,
@@ -106,7 +107,7 @@ class Pairs(TensorData):
             raise ValueError(
                 "partners are made by degradation=bicubic, or ready in data.low_root with degradation=none"
             )
-        self.root = Path(root).expanduser()
+        self.root = Path(root).expanduser() if root else None
         self.low_root = Path(low_root).expanduser() if low_root else None
         self.degradation = degradation or None
         self.scale = degradation.scale if degradation else 1
@@ -117,16 +118,22 @@ class Pairs(TensorData):
         self.cache_dir = cache_dir
         self.on_error = on_error
         self.low: Photographs | None = None
+        self.trains = True
+        """Whether crops of photographs are needed; otherwise the whole images of `test`, or else `valid`, are all."""
+        self.evaluated: list[WholeImages] = []
+        """The sets of the present validation."""
         self._check_scale()
 
     def prepare_data(self) -> None:
         self.setup()
-        for split in self.sets:
+        for split in self.sets if self.trains else [self.evaluated_split]:
             self.whole_images(split)
 
     def setup(self, stage: str | None = None) -> None:
-        if self.real is not None:
+        if self.real is not None or not self.trains:
             return
+        if self.root is None:
+            raise UserError("data.root has to be given: a folder or zip of photographs to train on")
         inside = [path for sets in self.sets.values() for entry in sets for path in self._paths(entry)]
         high, self.low = self._pairs(self.root, self.low_root, inside, self.image_size)
         self.real = high  # type: ignore[assignment]
@@ -137,6 +144,10 @@ class Pairs(TensorData):
         count = len(self.real)  # type: ignore[arg-type]
         if count < self.batch_size:
             raise UserError(f"data.batch_size={self.batch_size} is more than the {count} images there are: lower it")
+
+    @property
+    def evaluated_split(self) -> str:
+        return "valid" if self.trains or not self.sets["test"] else "test"
 
     def whole_images(self, split: str) -> list[WholeImages]:
         """The sets of a split: valid or test."""
@@ -161,7 +172,8 @@ class Pairs(TensorData):
         return [self._path(str(name)) for name in entries]
 
     def _path(self, name: str) -> Path:
-        folder = self.root if self.root.is_dir() else self.root.parent
+        folder = self.root or Path()
+        folder = folder if folder.is_dir() else folder.parent
         candidates = [Path(name).expanduser(), folder / name, folder / f"{name}.zip"]
         path = next((path for path in candidates if path.exists()), None)
         if path is None:
@@ -228,10 +240,12 @@ class Pairs(TensorData):
         """One loader a set; each rank takes its share of the images."""
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return [
-            DataLoader(torch.utils.data.Subset(images, range(rank, len(images), world_size)), batch_size=None)
-            for images in self.whole_images("valid")
-        ]
+        self.evaluated = self.whole_images(self.evaluated_split)
+        shares = []
+        for images in self.evaluated:
+            every = range(rank, ceil(len(images) / world_size) * world_size, world_size)  # all ranks get as many
+            shares.append(torch.utils.data.Subset(images, [i % len(images) for i in every]))
+        return [DataLoader(share, batch_size=None) for share in shares]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         assert self.trainer is not None

@@ -1,5 +1,6 @@
-"""The moving average of a generator's weights."""
+"""Averages: of a generator's weights, and of its BatchNorm statistics."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,3 +26,15 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
     average.requires_grad_(False)
     return average
+
+
+class Fed(nn.Module):
+    """A network that is called on something else, of which `feed` makes its arguments: for torch's `update_bn`."""
+
+    def __init__(self, network: nn.Module, feed: Callable[[Any], tuple[Any, ...]]):
+        super().__init__()
+        self.network = network
+        self.feed = feed
+
+    def forward(self, source: Any) -> Any:
+        return self.network(*self.feed(source))

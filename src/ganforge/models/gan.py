@@ -11,13 +11,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ganforge import randomness
 from ganforge.data.base import Batch
 from ganforge.latents import Latent
 from ganforge.losses import Loss
-from ganforge.models.averaging import moving_average
+from ganforge.models.averaging import Fed, moving_average
+from ganforge.randomness import Stream
 from ganforge.regularizers import Regularizer
 
 Terms = dict[str, Tensor]
@@ -261,6 +262,9 @@ class GAN(LightningModule):
     def on_validation_start(self) -> None:
         self.broadcast_buffers()
 
+    def on_validation_end(self) -> None:
+        self._clock = None  # images per second are those of training
+
     def broadcast_buffers(self) -> None:
         """Give all ranks the buffers of rank 0: under manual optimization DDP does not, and BatchNorm's drift apart."""
         if self.trainer.world_size > 1:
@@ -269,10 +273,15 @@ class GAN(LightningModule):
 
     # Sampling ----------------------------------------------------------------------------------------------------
 
+    @property
+    def sampler(self) -> nn.Module:
+        """The generator that samples are drawn from: the moving average if there is one."""
+        return self.generator if self.average is None else self.average.module
+
     @torch.no_grad()
     def sample(self, latent: Tensor | None, condition: Tensor | None = None) -> Tensor:
-        """Samples of the moving average of the generator if there is one, without a trace in the training state."""
-        generator = self.average.module if self.average is not None else self.generator
+        """Samples, without a trace in the training state."""
+        generator = self.sampler
         was_training = generator.training
         generator.eval()
         try:
@@ -280,13 +289,34 @@ class GAN(LightningModule):
         finally:
             generator.train(was_training)
 
-    def sample_chunk(self, chunk: int, seed: int | None = None) -> Tensor:
-        """Evaluation samples chunk * CHUNK, ... of a seed, the run's own by default."""
-        latent = randomness.sample_chunk(self.latent, self.seed if seed is None else seed, chunk)
-        return self.sample(self._place(latent))
+    def sample_inputs(
+        self, chunk: int, seed: int | None = None, stream: Stream = Stream.SAMPLES
+    ) -> tuple[Tensor, Tensor | None]:
+        """Latent and condition of evaluation samples chunk * CHUNK, ... of a seed, the run's own by default."""
+        latent = randomness.sample_chunk(self.latent, self.seed if seed is None else seed, chunk, stream)
+        return self._place(latent), None
 
-    def validation_step(self, chunk: int, batch_idx: int) -> Tensor:
-        return self.sample_chunk(chunk)
+    def sample_chunk(self, chunk: int, seed: int | None = None) -> Tensor:
+        return self.sample(*self.sample_inputs(chunk, seed))
+
+    def validation_step(self, chunk: int, batch_idx: int) -> Batch:  # type: ignore[override]
+        latent, condition = self.sample_inputs(chunk)
+        return Batch(self.sample(latent, condition), condition)
+
+    @contextmanager
+    def standing_statistics(self, chunks: int = 16) -> Iterator[None]:
+        """Inside, samples are drawn with BatchNorm statistics of the sampler's present weights, estimated on chunks of
+        samples (Brock et al., 2019); afterwards the former ones are back."""
+        generator = self.sampler
+        before = {name: buffer.clone() for name, buffer in generator.named_buffers()}
+        was_training = generator.training
+        update_bn(range(chunks), Fed(generator, lambda chunk: self.sample_inputs(chunk, stream=Stream.STANDING)))
+        generator.train(was_training)
+        try:
+            yield
+        finally:
+            for name, buffer in generator.named_buffers():
+                buffer.copy_(before[name])
 
 
 _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")

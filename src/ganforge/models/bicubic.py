@@ -1,0 +1,19 @@
+"""What every upscaler has to beat."""
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ganforge.data.base import Batch
+from ganforge.errors import UserError
+
+
+class Bicubic(LightningModule):
+    """Bicubic interpolation of the low-quality image to the size of the good one, as MATLAB's imresize."""
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        assert batch.condition is not None
+        return interpolate(batch.condition, batch.real.shape[-2:], mode="bicubic", antialias=True)
+
+    def configure_optimizers(self) -> None:
+        raise UserError("model=bicubic has nothing to train: measure it with evaluate.py")

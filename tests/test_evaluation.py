@@ -1,0 +1,310 @@
+"""Numbers while training and by evaluate.py: the same on any number of processes, without a trace in the training."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_DCGAN, TINY_POINTS, composed, equal, fitted, run, save_picture
+from torch import Tensor
+from torchmetrics import Metric
+
+from ganforge.data.base import Batch
+from ganforge.experiment import build
+from ganforge.metrics.statistics import Collector, Features
+from ganforge.models.gan import GAN
+
+DIGITS = ["model=dcgan", *TINY_DCGAN, "data=mnist", "data.batch_size=16", "data.num_samples=200"]
+SMALL = ["metrics.against_real.kid.subset_size=50", "metrics.against_real.kid.subsets=3"]
+
+
+def recorded(folder: Path, *overrides: str) -> Path:
+    """A trained run with its record, as train.py would leave it."""
+    from omegaconf import OmegaConf
+
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(composed(*overrides), folder / ".hydra" / "config.yaml")
+    fitted(folder, *overrides)
+    return folder
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_numbers_while_training(tmp_path: Path, fake_mnist: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    options = [*DIGITS, *SMALL, f"data.root={fake_mnist}", "trainer.max_steps=6", "evaluate_every=2"]
+    trainer = fitted(tmp_path, *options, "trainer.log_every_n_steps=1").trainer
+    found = numbers(tmp_path)
+    expected = ["fid", "kid", "precision", "recall", "density", "coverage", "is"]
+    assert list(found) == [f"{name}_digits" for name in expected]
+    assert {entry["last"]["step"] for entry in found.values()} == {6}
+    fid = found["fid_digits"]
+    assert fid["best"]["value"] <= fid["last"]["value"]
+    assert not fid["higher_is_better"]
+    assert found["is_digits"]["higher_is_better"]
+    assert fid["last"]["value"] == trainer.callback_metrics["fid_digits"]
+    how = fid["provenance"]
+    assert how["weights"] == "moving average"
+    assert (how["real_samples"], how["fake_samples"], how["split"], how["extractor"]) == (256, 200, "train", "digits")
+    (best,) = (tmp_path / "checkpoints").glob("best-fid_digits-step-*.ckpt")
+    assert best.stem.endswith(f"{fid['best']['step']:08d}")
+    assert "step 2: fid_digits" in caplog.text
+
+
+def test_points_and_stacked_digits_have_numbers_of_their_own(tmp_path: Path, fake_mnist: Path) -> None:
+    quick = ["evaluate_every=2", "data.num_samples=100"]
+    fitted(tmp_path / "grid", *TINY_POINTS, "data=grid", *quick)
+    assert list(numbers(tmp_path / "grid")) == ["sliced_wasserstein", "modes", "high_quality"]
+    fitted(tmp_path / "quadratic", *TINY_POINTS, *quick)
+    assert list(numbers(tmp_path / "quadratic")) == ["sliced_wasserstein"]
+    stacked = ["model=dcgan", *TINY_DCGAN, "data=stacked_mnist", "data.size=300", f"data.root={fake_mnist}"]
+    fitted(tmp_path / "stacked", *stacked, *quick)
+    found = numbers(tmp_path / "stacked")
+    assert list(found) == [f"{name}_stacked_digits" for name in ("fid", "modes", "kl")]
+    assert 1 <= found["modes_stacked_digits"]["last"]["value"] <= 100
+
+
+def test_evaluation_leaves_the_training_as_it_was(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*DIGITS, *SMALL, f"data.root={fake_mnist}", "trainer.max_steps=4"]
+    standing = "callbacks.evaluation.standing_statistics=true"
+    states = [
+        fitted(tmp_path / name, *options, *extra).model.state_dict()
+        for name, extra in {
+            "never": ["evaluate_every=null"],
+            "often": ["evaluate_every=1"],
+            "standing": ["evaluate_every=1", standing],
+        }.items()
+    ]
+    assert equal(states[0], states[1])
+    assert equal(states[0], states[2])
+    often, other = (numbers(tmp_path / name)["fid_digits"] for name in ("often", "standing"))
+    assert often["last"]["value"] != other["last"]["value"]
+    assert other["provenance"]["batchnorm"] == "re-estimated"
+
+
+def test_standing_statistics_are_those_of_the_present_weights(tmp_path: Path) -> None:
+    model = build(composed("model=dcgan", *TINY_DCGAN), tmp_path).model
+    norm = next(module for module in model.sampler.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    kept = norm.running_var.clone()
+    with model.standing_statistics():
+        assert norm.running_var.mean() < 0.5 * kept.mean()  # small weights, so small activations
+    assert torch.equal(norm.running_var, kept)
+
+
+def test_real_statistics_are_measured_once_for_all_runs(
+    tmp_path: Path, fake_mnist: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted: list[int] = []
+    update = Collector.update
+
+    def counting(self: Collector, chunk: int, found: Features, labels: Tensor | None = None) -> None:
+        counted.append(self.count)
+        update(self, chunk, found, labels)
+
+    monkeypatch.setattr(Collector, "update", counting)
+    cache = tmp_path / "cache"
+    options = [
+        *DIGITS,
+        *SMALL,
+        f"data.root={fake_mnist}",
+        "evaluate_every=2",
+        "extractor=digits",
+        f"callbacks.evaluation.cache_dir={cache}",
+    ]
+    fitted(tmp_path / "first", *options)
+    assert (counted.count(256), counted.count(200)) == (4, 4)  # chunks of 64 reals, and of fakes
+    fitted(tmp_path / "second", *options)
+    assert (counted.count(256), counted.count(200)) == (4, 8)
+    assert numbers(tmp_path / "first") == numbers(tmp_path / "second")
+    (kept,) = cache.glob("*.pt")
+    kept.write_bytes(kept.read_bytes()[:1000])  # damaged: measured anew
+    fitted(tmp_path / "third", *options)
+    assert counted.count(256) == 8
+    assert numbers(tmp_path / "first") == numbers(tmp_path / "third")
+    fitted(tmp_path / "other", *options, "data.image_size=32")  # other images, other statistics
+    assert len(list(cache.glob("*.pt"))) == 2
+    (tmp_path / "file").write_text("")
+    fitted(tmp_path / "none", *options, f"callbacks.evaluation.cache_dir={tmp_path / 'file'}")
+    assert numbers(tmp_path / "first") == numbers(tmp_path / "none")
+    assert "callbacks.evaluation.cache_dir" in caplog.text
+
+
+class Blackness(Metric):
+    """Stands for any of torchmetrics'."""
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("black", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor) -> None:
+        assert images.dtype == torch.uint8
+        self.black += (images.flatten(1) < 128).all(1).sum()
+        self.count += len(images)
+
+    def compute(self) -> Tensor:
+        return self.count
+
+
+class MeanDistance(Blackness):
+    """Stands for torchmetrics' FID."""
+
+    reset_real_features = True
+
+    def update(self, images: Tensor, real: bool) -> None:
+        self.count += len(images) * (1000 if real else 1)
+
+    def reset(self) -> None:
+        reals = self.count // 1000 * 1000
+        super().reset()
+        self.count += reals if not self.reset_real_features else 0
+
+
+def test_metrics_of_torchmetrics_need_a_line(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*DIGITS, f"data.root={fake_mnist}", "evaluate_every=1", "metrics=none"]
+    options += ["+metrics.on_fakes.black={_target_: test_evaluation.Blackness}", "+metrics.monitor=black"]
+    options += ["+metrics.against_real.distance={_target_: test_evaluation.MeanDistance}"]
+    fitted(tmp_path, *options)
+    found = numbers(tmp_path)
+    assert found["black"]["last"] == {"value": 200.0, "step": 2}, "rows beyond num_samples do not count"
+    assert found["distance"]["last"]["value"] == 256_200
+    assert list((tmp_path / "checkpoints").glob("best-black-*.ckpt"))
+
+
+def test_mistakes_are_found_before_training(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*DIGITS, f"data.root={fake_mnist}", "evaluate_every=1"]
+    for mistake, message in {
+        "metrics.monitor=fidd": "metrics.monitor=fidd: no such metric. There are fid_digits, kid_digits",
+        "metrics=pairs": r"metrics.paired.psnr_y has nothing to compare in these data: use metrics=images",
+        "+metrics.fakes.black={_target_: test_evaluation.Blackness}": "has against_real, on_fakes, paired and monitor",
+    }.items():
+        with pytest.raises(Exception, match=message):
+            build(composed(*options, mistake), tmp_path)
+
+
+class Labelled(GAN):
+    """Samples with labels, as a conditional GAN has them."""
+
+    def validation_step(self, chunk: int, batch_idx: int) -> Batch:  # type: ignore[override]
+        return super().validation_step(chunk, batch_idx)._replace(condition=torch.arange(64) % 10)
+
+
+def test_conditional_samples_have_numbers_by_class(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*DIGITS, *SMALL, f"data.root={fake_mnist}", "evaluate_every=2", "data.num_samples=300"]
+    fitted(tmp_path, *options, "model._target_=test_evaluation.Labelled")
+    found = numbers(tmp_path)
+    assert {"class_accuracy_digits", "class_fid_digits", "class_fid_digits/0", "class_fid_digits/9"} <= set(found)
+    assert 0 <= found["class_accuracy_digits"]["last"]["value"] <= 0.3
+
+
+# evaluate.py -----------------------------------------------------------------------------------------------------
+
+
+def values(output: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\w+)  +([-\d.e]+)$", output, re.MULTILINE))
+
+
+def test_one_two_and_three_processes_print_the_same(tmp_path: Path, fake_mnist: Path) -> None:
+    folder = recorded(tmp_path / "a run=1", *DIGITS, *SMALL, f"data.root={fake_mnist}", "evaluate_every=2")
+    command = [f"run={folder}", "num_samples=150", "trainer=cpu", "checkpoint=last"]
+    found = []
+    for devices in (1, 2, 3):
+        cache = tmp_path / f"cache-{devices}"  # so that the real statistics are computed by all, too
+        result = run("evaluate.py", *command, f"trainer.devices={devices}", f"cache_dir={cache}", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        found.append((values(result.stdout), {n: e["evaluated"]["value"] for n, e in numbers(folder).items()}))
+    assert len(found[0][0]) == 7
+    for printed, exact in found[1:]:
+        assert printed == found[0][0]
+        assert exact == pytest.approx(found[0][1], rel=1e-9)
+    assert not (tmp_path / "outputs").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"a run=1", "made_up", "cache-1", "cache-2", "cache-3"}
+
+
+def test_a_run_is_evaluated_as_it_was_while_training(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*DIGITS, *SMALL, f"data.root={fake_mnist}", "evaluate_every=1", "trainer.max_steps=3"]
+    folder = recorded(tmp_path / "run", *options)
+    before = numbers(folder)
+    result = run("evaluate.py", f"run={folder}", "num_samples=200", "data.batch_size=7", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    after = numbers(folder)
+    assert before["fid_digits"]["best"]["value"] == after["fid_digits"]["evaluated"]["value"]
+    how = after["fid_digits"]["evaluated"]
+    assert how["step"] == before["fid_digits"]["best"]["step"]
+    assert how["checkpoint"].startswith("best-fid_digits")
+    assert {name: after[name][part] for name in before for part in ("last",)} == {n: before[n]["last"] for n in before}
+    raw = run("evaluate.py", f"run={folder}", "num_samples=200", "moving_average=false", "metrics=fid", cwd=tmp_path)
+    assert "weights: raw" in raw.stdout
+    assert list(values(raw.stdout)) == ["fid_digits"]
+    assert values(raw.stdout)["fid_digits"] != values(result.stdout)["fid_digits"]
+
+
+def test_a_run_without_a_best_checkpoint_says_so(tmp_path: Path) -> None:
+    folder = recorded(tmp_path / "run", *TINY_POINTS)
+    result = run("evaluate.py", f"run={folder}", "num_samples=100", "output=here.json", cwd=tmp_path)
+    assert "so `best` is `last`" in result.stderr
+    assert list(values(result.stdout)) == ["sliced_wasserstein"]
+    assert "sliced_wasserstein" in json.loads((tmp_path / "here.json").read_text())
+    assert not (folder / "metrics.json").exists()
+
+
+def test_two_folders_of_images(tmp_path: Path) -> None:
+    for i in range(30):
+        save_picture(tmp_path / "fake" / f"{i}.png", i, (40, 40 + i % 3))
+        save_picture(tmp_path / "real" / f"{i}.jpg", 100 + i, (50, 45))
+    save_picture(tmp_path / "fake" / "grey.png", 1, (40, 40), "L")
+    command = ["folder=fake", "against=real", "extractor=digits", "cache_dir=cache"]
+    result = run("evaluate.py", *command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert float(values(result.stdout)["fid_digits"]) > 0
+    assert "too few for 64 features" in result.stderr
+    same = run("evaluate.py", "folder=real", *command[1:], cwd=tmp_path)
+    assert values(same.stdout)["fid_digits"] == "0"
+    assert values(same.stdout)["precision_digits"] == "1"
+    (tmp_path / "fake" / "broken.png").write_text("no image")
+    broken = run("evaluate.py", *command, cwd=tmp_path)
+    assert broken.returncode == 2
+    assert "broken.png cannot be read" in broken.stderr
+
+
+def test_bicubic_needs_no_training(tmp_path: Path) -> None:
+    for i in range(3):
+        save_picture(tmp_path / "photographs" / f"{i}.png", i, (48, 64))
+    command = ["model=bicubic", "data=pairs", "data.test=[photographs]", "data.cache_dir=cache"]
+    command += ["metrics.paired.lpips=null", "trainer=cpu"]
+    single = run("evaluate.py", *command, cwd=tmp_path)
+    assert single.returncode == 0, single.stderr
+    assert list(values(single.stdout)) == ["psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"]
+    several = run("evaluate.py", *command, "trainer.devices=2", cwd=tmp_path)  # which three images do not divide by
+    assert values(several.stdout) == values(single.stdout)
+    trained = run(
+        "train.py", "model=bicubic", "data=pairs", "data.root=photographs", "data.image_size=16", cwd=tmp_path
+    )
+    assert trained.returncode == 2
+    assert "nothing to train" in trained.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "Say what to measure"),
+        ("folder=x", "go together"),
+        ("folder=x against=y", "folder=x: there is no such folder or zip"),
+        ("model=dcgan data=mnist", "has to be trained first"),
+        ("model=bicubic data=mnist", "Pairs are for models that make images of images"),
+        ("model=bicubic data=pairs", "data.test="),
+        ("run=nowhere", "is no run folder"),
+    ],
+)
+def test_mistakes(tmp_path: Path, arguments: str, message: str) -> None:
+    result = run("evaluate.py", *arguments.split(), cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
