@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_DCGAN, TINY_POINTS, composed, equal, fitted, run, save_picture
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -16,6 +17,7 @@ from ganforge.data.base import Batch
 from ganforge.experiment import build
 from ganforge.metrics.statistics import Collector, Features
 from ganforge.models.gan import GAN
+from ganforge.randomness import chunks_of
 
 DIGITS = ["model=dcgan", *TINY_DCGAN, "data=mnist", "data.batch_size=16", "data.num_samples=200"]
 SMALL = ["metrics.against_real.kid.subset_size=50", "metrics.against_real.kid.subsets=3"]
@@ -134,6 +136,40 @@ def test_real_statistics_are_measured_once_for_all_runs(
     assert "callbacks.evaluation.cache_dir" in caplog.text
 
 
+@pytest.mark.parametrize(("count", "world_size"), [(1000, 1), (1000, 2), (1000, 5), (70, 4), (64, 3)])
+@pytest.mark.parametrize("cap", [10_000, 320])
+def test_statistics_do_not_depend_on_who_saw_what(
+    monkeypatch: pytest.MonkeyPatch, count: int, world_size: int, cap: int
+) -> None:
+    """Every rank has the same tensors to sum, also one that sees no sample, or none that is kept."""
+    monkeypatch.setattr("ganforge.metrics.statistics.CAP", cap)
+    features = torch.randn(count + 5 * 64, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(len(features))
+    collectors = []
+    for rank in range(world_size):
+        collectors.append(Collector(count, Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")))
+        for chunk in chunks_of(count, rank, world_size):
+            rows = slice(chunk * 64, chunk * 64 + 64)
+            collectors[-1].update(chunk, Features(features[rows], 2 * features[rows]), labels[rows])
+    first, *others = collectors
+    for other in others:  # what the ranks do with each other
+        for total, part in zip(first.sums, other.sums, strict=True):
+            total += part
+        assert other.kept.keys() == first.kept.keys()
+        for name, values in other.kept.items():
+            first.kept[name] += values
+    found = first.result()
+    exact = features[:count].double()
+    assert found.size == count
+    torch.testing.assert_close(found.mean, exact.mean(0))
+    torch.testing.assert_close(found.covariance, torch.cov(exact.T))
+    assert found.labels is not None
+    assert len(found.labels) <= cap
+    assert torch.equal(found.features, features[found.labels])
+    assert found.labels.unique().tolist() == found.labels.tolist()
+    assert len(found.labels) == count if count <= cap else found.labels[-1] >= count - 4 * 64
+
+
 class Blackness(Metric):
     """Stands for any of torchmetrics'."""
 
@@ -213,7 +249,8 @@ def values(output: str) -> dict[str, str]:
 
 def test_one_two_and_three_processes_print_the_same(tmp_path: Path, fake_mnist: Path) -> None:
     folder = recorded(tmp_path / "a run=1", *DIGITS, *SMALL, f"data.root={fake_mnist}", "evaluate_every=2")
-    command = [f"run={folder}", "num_samples=150", "trainer=cpu", "checkpoint=last"]
+    # of 100 samples there are two chunks, so a third process has none of its own
+    command = [f"run={folder}", "num_samples=100", "trainer=cpu", "checkpoint=last"]
     found = []
     for devices in (1, 2, 3):
         cache = tmp_path / f"cache-{devices}"  # so that the real statistics are computed by all, too
@@ -275,14 +312,14 @@ def test_two_folders_of_images(tmp_path: Path) -> None:
 
 
 def test_bicubic_needs_no_training(tmp_path: Path) -> None:
-    for i in range(3):
+    for i in range(2):
         save_picture(tmp_path / "photographs" / f"{i}.png", i, (48, 64))
     command = ["model=bicubic", "data=pairs", "data.test=[photographs]", "data.cache_dir=cache"]
     command += ["metrics.paired.lpips=null", "trainer=cpu"]
     single = run("evaluate.py", *command, cwd=tmp_path)
     assert single.returncode == 0, single.stderr
     assert list(values(single.stdout)) == ["psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"]
-    several = run("evaluate.py", *command, "trainer.devices=2", cwd=tmp_path)  # which three images do not divide by
+    several = run("evaluate.py", *command, "trainer.devices=3", cwd=tmp_path)  # more than there are images
     assert values(several.stdout) == values(single.stdout)
     trained = run(
         "train.py", "model=bicubic", "data=pairs", "data.root=photographs", "data.image_size=16", cwd=tmp_path

@@ -76,6 +76,8 @@ def check_values(config: DictConfig) -> None:
         raise UserError(
             f"trainer.precision={trainer.precision}: clipping and penalties need trainer.precision=bf16-mixed"
         )
+    if trainer.limit_val_batches != 1.0:
+        raise UserError("trainer.limit_val_batches: a part of the samples has no metrics; set data.num_samples instead")
     if config.schedule and (trainer.max_steps < 0 or trainer.max_epochs not in (None, -1)):
         raise UserError("A schedule runs over trainer.max_steps: set that, and leave trainer.max_epochs=-1")
 

@@ -110,5 +110,5 @@ def chunks_of(count: int, rank: int, world_size: int) -> range:
 
 
 def chunk_rows(chunk: int, count: int) -> Tensor:
-    """The numbers of the samples in a chunk, of `count` altogether."""
-    return torch.arange(min(chunk * CHUNK, count), min((chunk + 1) * CHUNK, count))
+    """The numbers of the samples in a chunk, of `count` altogether; the last again where there would be none."""
+    return torch.arange(min(chunk * CHUNK, count - 1), min((chunk + 1) * CHUNK, count))

@@ -64,6 +64,15 @@ class Progress(ProgressBar):
             log.info("step %d of %s  %s  %s", trainer.global_step, steps_of(trainer), values, clock(left))
             self._next = time.monotonic() + self.line_every
 
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if self._bar is None or not self._bar.console.is_terminal or time.monotonic() < self._next:
+            return
+        self._bar.update(self._task, values=f"measuring {batch_idx / max(1, sum(trainer.num_val_batches)):.0%}")
+        self._bar.refresh()
+        self._next = time.monotonic() + self.refresh
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None:
             values = describe(getattr(pl_module, "logged", {}))

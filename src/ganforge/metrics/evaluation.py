@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from math import isnan
+from math import ceil, isnan
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.pairs import PairMetric
 from ganforge.metrics.reference import real_statistics
 from ganforge.metrics.statistics import Collector, Statistics, over_ranks
-from ganforge.randomness import CHUNK, chunk_rows, chunks_of
+from ganforge.randomness import CHUNK, chunk_rows
 from ganforge.run_folder import update_metrics, versions
 
 log = logging.getLogger(__name__)
@@ -79,12 +79,9 @@ class Evaluation(Callback):
                 raise UserError(f"metrics.{slot}.{key} has nothing to compare in these data: use metrics={right}")
         if self._of(FeatureMetric):
             self.extractor = self.extractor or suitable(data.shape)
-            if self.extractor is None:
-                self.metrics = {
-                    k: metric for k, metric in self.metrics.items() if not isinstance(metric, FeatureMetric)
-                }
-            else:
+            if self.extractor is not None:
                 frozen(self.extractor)
+        self.metrics = {key: metric for key, metric in self.metrics.items() if self._is_available(metric)}
         names = self.names()
         if self.monitor and names:
             full = next((name for name in (self.monitor, self._full(self.monitor)) if name in names), None)
@@ -93,13 +90,20 @@ class Evaluation(Callback):
             self.monitor = full
         return bool(names)
 
+    def _is_available(self, metric: Any) -> bool:
+        return (
+            metric.is_available
+            if isinstance(metric, PairMetric)
+            else bool(self.extractor or not isinstance(metric, FeatureMetric))
+        )
+
     def names(self) -> dict[str, bool]:
         """The names of the numbers, and whether higher ones are better."""
         found: dict[str, bool] = {}
         for (_, key), metric in self.metrics.items():
             if isinstance(metric, FeatureMetric):
                 found |= {self._full(name): higher for name, higher in metric.scores.items()}
-            elif not isinstance(metric, PairMetric) or metric.is_available:
+            else:
                 found[key] = bool(metric.higher_is_better)
         return found
 
@@ -136,7 +140,7 @@ class Evaluation(Callback):
         for metric in self._of(Metric, "against_real").values():
             metric.reset_real_features = False
             samples, _ = data.samples(self.reference)
-            for chunk in chunks_of(len(samples), trainer.global_rank, trainer.world_size):
+            for chunk in range(trainer.global_rank, ceil(len(samples) / CHUNK), trainer.world_size):
                 metric.update(samples[chunk_rows(chunk, len(samples))].to(metric.device), real=True)
 
     # A validation ------------------------------------------------------------------------------------------------
@@ -145,7 +149,11 @@ class Evaluation(Callback):
         self._measure_reals(trainer)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._collector = Collector(data.num_samples, trainer)
-        self._pairs: dict[tuple[str, int], Tensor] = {}
+        self._pairs = {
+            (key, i): torch.zeros(len(images), dtype=torch.float64)
+            for key in self._of(PairMetric)
+            for i, images in enumerate(data.evaluated)
+        }
         if self.standing_statistics:
             self._undo.enter_context(pl_module.standing_statistics())
 
@@ -160,17 +168,16 @@ class Evaluation(Callback):
 
     def _add_samples(self, trainer: Trainer, samples: Batch, chunk: int) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        rows = data.num_samples - chunk * CHUNK
-        if rows <= 0:
-            return
         fakes = as_uint8(samples.real)
         if self.extractor is not None and self._of(FeatureMetric):
             found = self.extractor.features_of(fakes, trainer.strategy.root_device)
             self._collector.update(chunk, found, samples.condition)
-        for metric in self._of(Metric, "on_fakes").values():
-            metric.update(fakes[:rows])
-        for metric in self._of(Metric, "against_real").values():
-            metric.update(fakes[:rows], real=False)
+        counted = fakes[: max(0, data.num_samples - chunk * CHUNK)]
+        if len(counted):
+            for metric in self._of(Metric, "on_fakes").values():
+                metric.update(counted)
+            for metric in self._of(Metric, "against_real").values():
+                metric.update(counted, real=False)
 
     def _add_pair(self, trainer: Trainer, made: Tensor, right: Tensor, batch_idx: int, dataset: int) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -179,14 +186,14 @@ class Evaluation(Callback):
         if index >= len(images):
             return  # only there so that all ranks have as many
         for key, metric in self._of(PairMetric).items():
-            if metric.is_available:
-                values = self._pairs.setdefault((key, dataset), torch.zeros(len(images), dtype=torch.float64))
-                values[index] = metric(made, right).item()
+            self._pairs[key, dataset][index] = metric(made, right).item()
         for metric in self._of(Metric).values():
             metric.update(made.float() / 255, right.float() / 255)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._undo.close()
+        if trainer.sanity_checking:
+            return
         self.values = values = dict(self._results(trainer))
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         if trainer.state.fn == "fit":
@@ -203,14 +210,12 @@ class Evaluation(Callback):
                     found |= metric.compute(fake, self._real, data)
             for name, value in trainer.strategy.broadcast(found).items():
                 yield self._full(name), value
-        for (key, dataset), values in sorted(self._pairs.items()):
-            self._pairs[key, dataset] = over_ranks(values, trainer)
         for key in self._of(PairMetric):
-            sets = [values for (name, _), values in sorted(self._pairs.items()) if name == key]
-            if sets:
-                yield key, torch.cat(sets).mean().item()
-            for images, values in zip(data.evaluated, sets if len(sets) > 1 else [], strict=False):
-                yield f"{key}/{images.name}", values.mean().item()
+            sets = [over_ranks(self._pairs[key, i], trainer) for i in range(len(data.evaluated))]
+            yield key, torch.cat(sets).mean().item()
+            if len(sets) > 1:
+                for images, values in zip(data.evaluated, sets, strict=True):
+                    yield f"{key}/{images.name}", values.mean().item()
         for key, metric in self._of(Metric).items():
             value = metric.compute()
             metric.reset()

@@ -30,7 +30,9 @@ def real_statistics(
     the same wait.
     """
     if not trainer.is_global_zero:
-        return None if trainer.strategy.broadcast(None) else _computed(data, split, extractor, trainer)
+        if not trainer.strategy.broadcast(None):
+            _computed(data, split, extractor, trainer)
+        return None
     fingerprint = data.fingerprint(split), extractor.digest, CAP, CHUNK
     key = hashlib.sha256(repr(fingerprint).encode()).hexdigest()[:16]
     with _entry(cache_dir, f"{extractor.name or 'points'}-{key}.pt") as path:
@@ -49,9 +51,8 @@ def _computed(data: TensorData, split: str, extractor: Extractor, trainer: Train
     with _progress(len(samples), len(chunks), trainer) as advance:
         for chunk in chunks:
             rows = chunk_rows(chunk, len(samples))
-            if len(rows):
-                found = extractor.features_of(samples[rows], trainer.strategy.root_device)
-                collector.update(chunk, found, None if labels is None else labels[rows])
+            found = extractor.features_of(samples[rows], trainer.strategy.root_device)
+            collector.update(chunk, found, None if labels is None else labels[rows])
             advance()
     return collector.result()
 

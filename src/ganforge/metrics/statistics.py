@@ -10,7 +10,7 @@ from torch import Tensor
 from ganforge.randomness import CHUNK
 
 CAP = 65_536
-"""The metrics that need single features look at no more samples than this, evenly spread over the set."""
+"""The metrics that need single features look at no more samples than this, in chunks evenly spread over the set."""
 
 
 class Features(NamedTuple):
@@ -46,24 +46,24 @@ class Collector:
     def __init__(self, count: int, trainer: Trainer):
         self.count = count
         self.trainer = trainer
-        self.every = ceil(count / CAP)  # chunks of which one is kept
+        self.chunks = ceil(count / CHUNK)
+        self.every = ceil(self.chunks * CHUNK / CAP)  # chunks of which one is kept
         self.sums: list[Tensor] = []
         self.kept: dict[str, Tensor] = {}
 
     def update(self, chunk: int, found: Features, labels: Tensor | None = None) -> None:
-        """Add a chunk; rows beyond the number of samples are not counted."""
-        rows = min(CHUNK, self.count - chunk * CHUNK)
-        if rows <= 0:
-            return
+        """Add a chunk. Rows beyond the number of samples are not counted, but every rank has to add some chunk."""
+        rows = max(0, min(CHUNK, self.count - chunk * CHUNK))
         features = found.features[:rows]
         features = features.double() if features.device.type != "mps" else features.cpu().double()
         for total, part in zip(self._sums(features), (features.sum(0), features.T @ features), strict=True):
             total += part
-        if chunk % self.every == 0:
-            for name, values in (("features", found.features), ("logits", found.logits), ("labels", labels)):
-                if values is not None:
+        for name, values in (("features", found.features), ("logits", found.logits), ("labels", labels)):
+            if values is not None:
+                buffer = self._buffer(name, values)
+                if chunk % self.every == 0:
                     start = chunk // self.every * CHUNK
-                    self._buffer(name, values)[start : start + rows] = values[:rows].cpu()
+                    buffer[start : start + rows] = values[:rows].cpu()
 
     def _sums(self, features: Tensor) -> list[Tensor]:
         if not self.sums:
@@ -73,8 +73,8 @@ class Collector:
 
     def _buffer(self, name: str, like: Tensor) -> Tensor:
         if name not in self.kept:
-            chunks = range(0, ceil(self.count / CHUNK), self.every)
-            size = (len(chunks) - 1) * CHUNK + min(CHUNK, self.count - chunks[-1] * CHUNK)
+            kept = range(0, self.chunks, self.every)
+            size = (len(kept) - 1) * CHUNK + min(CHUNK, self.count - kept[-1] * CHUNK)
             self.kept[name] = torch.zeros(size, *like.shape[1:], dtype=like.dtype)
         return self.kept[name]
 
