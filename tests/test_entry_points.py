@@ -7,7 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ import torch
 from conftest import ROOT, TINY_DCGAN, TINY_POINTS, run
 from PIL import Image
 
+from ganforge.callbacks.stopping import Stopping
 from ganforge.run_folder import finish_message
 
 TINY = [*TINY_POINTS, "trainer.max_steps=3", "sample_every=1"]
@@ -195,8 +200,9 @@ def test_sweep_over_two_processes(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sweeps"]
 
 
-def started(folder: Path, *options: str) -> subprocess.Popen:
-    """An endless training that has written its first checkpoint and made some steps."""
+@contextmanager
+def started(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
+    """An endless training that has written its first checkpoint and made some steps; it does not outlive its test."""
     endless = [*TINY_POINTS, "trainer.max_steps=1000000", "checkpoint_every=1000000", "trainer.accelerator=cpu"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *endless, *options, f"hydra.run.dir={folder}"],
@@ -206,24 +212,29 @@ def started(folder: Path, *options: str) -> subprocess.Popen:
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoints" / "last.ckpt").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(1)
-    return process
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "checkpoints" / "last.ckpt").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.parametrize(("devices", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, devices: int, number: signal.Signals) -> None:
     folder = tmp_path / "run"
-    process = started(folder, f"trainer.devices={devices}")
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches all processes
-    else:
-        process.send_signal(number)  # a scheduler may know of the first only
-    _, errors = process.communicate(timeout=60)
+    with started(folder, f"trainer.devices={devices}") as process:
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches all processes
+        else:
+            process.send_signal(number)  # a scheduler may know of the first only
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     assert "python train.py resume=run" in errors
@@ -232,6 +243,27 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, devices: int, numb
     resumed = run("train.py", f"resume={folder}", f"trainer.max_steps={step + 2}", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert f"Finished {step + 2} steps" in resumed.stderr
+
+
+def test_a_signal_that_comes_while_the_ranks_agree_counts_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping = Stopping()
+    loop = SimpleNamespace(max_steps=100)
+    trainer: Any = SimpleNamespace(world_size=2, is_global_zero=False, global_step=7)
+    trainer.fit_loop = SimpleNamespace(epoch_loop=loop)
+    module = SimpleNamespace(device=torch.device("cpu"), terms={})
+    before = signal.getsignal(signal.SIGINT)
+
+    def all_reduce(*_: object) -> None:
+        if trainer.global_step == 7:  # the others have not been told
+            stopping._interrupt(trainer, signal.SIGINT)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    stopping.on_train_batch_end(trainer, module)
+    assert loop.max_steps == 100
+    trainer.global_step = 8
+    stopping.on_train_batch_end(trainer, module)
+    assert (loop.max_steps, stopping.interrupted) == (8, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_going_on_needs_the_same_overrides_again(tmp_path: Path) -> None:
@@ -243,12 +275,12 @@ def test_going_on_needs_the_same_overrides_again(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     # one step draws all of the rows a million times over, so only the second signal can end it in time
-    process = started(tmp_path / "run", "data.batch_size=100", "model.discriminator_steps=20000")
-    process.send_signal(signal.SIGINT)
-    time.sleep(1)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    with started(tmp_path / "run", "data.batch_size=100", "model.discriminator_steps=20000") as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
 
@@ -264,7 +296,11 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_help(tmp_path: Path) -> None:
-    for script, word in (("train.py", "resume="), ("sample.py", "interpolate=true")):
+    for script, word in (
+        ("train.py", "resume="),
+        ("evaluate.py", "folder=<images>"),
+        ("sample.py", "interpolate=true"),
+    ):
         result = run(script, "--help", cwd=tmp_path)
         assert result.returncode == 0
         assert word in result.stdout
