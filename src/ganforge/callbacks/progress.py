@@ -1,8 +1,9 @@
 """One progress bar for the whole run."""
 
 import logging
+import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -47,7 +48,9 @@ class Progress(ProgressBar):
             auto_refresh=False,  # a thread that draws would take time from the training
             speed_estimate_period=120,
         )
+        before = sys.stderr
         self._bar.start()
+        self._lift_log(before, sys.stderr)  # which now writes above the bar
         self._task = self._bar.add_task("", total=steps_of(trainer), completed=trainer.global_step, values="")
         self._next = time.monotonic() + (self.refresh if self._bar.console.is_terminal else self.line_every)
 
@@ -69,7 +72,11 @@ class Progress(ProgressBar):
     ) -> None:
         if self._bar is None or not self._bar.console.is_terminal or time.monotonic() < self._next:
             return
-        self._bar.update(self._task, values=f"measuring {batch_idx / max(1, sum(trainer.num_val_batches)):.0%}")
+        self._bar.update(
+            self._task,
+            completed=trainer.global_step,
+            values=f"measuring {batch_idx / max(1, sum(trainer.num_val_batches)):.0%}",
+        )
         self._bar.refresh()
         self._next = time.monotonic() + self.refresh
 
@@ -84,8 +91,17 @@ class Progress(ProgressBar):
 
     def _stop(self) -> None:
         if self._bar is not None:
+            lifted = sys.stderr
             self._bar.stop()
+            self._lift_log(lifted, sys.stderr)
             self._bar = None
+
+    @staticmethod
+    def _lift_log(before: TextIO, now: TextIO) -> None:
+        """Have log lines for the terminal written to another stream."""
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is before and before.isatty():
+                handler.setStream(now)
 
 
 def steps_of(trainer: Trainer) -> int | None:
