@@ -100,7 +100,7 @@ MISTAKES = {
     "seed=abc": (2, "seed=abc"),
     "trainer.precision=16-mixed": (2, "bf16-mixed"),
     "metrics.monitor=fidd trainer.max_steps=2000": (2, "metrics.monitor=fidd: no such metric"),
-    "trainer.limit_val_batches=2": (2, "set data.num_samples instead"),
+    "trainer.limit_val_batches=2 trainer.max_steps=5 evaluate_every=5": (2, "128 of 10000 samples were there"),
     "data.num_samples=0": (2, "num_samples=0: data.num_samples must be at least 1"),
     "trainer=gpu": (2, "gpu"),
 }

@@ -14,7 +14,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ganforge.data.base import Batch
+from ganforge.evaluation import evaluate
 from ganforge.experiment import build
+from ganforge.metrics.scores import Scores
 from ganforge.metrics.statistics import Collector, Features
 from ganforge.models.gan import GAN
 from ganforge.randomness import chunks_of
@@ -50,12 +52,42 @@ def test_numbers_while_training(tmp_path: Path, fake_mnist: Path, caplog: pytest
     assert not fid["higher_is_better"]
     assert found["is_digits"]["higher_is_better"]
     assert fid["last"]["value"] == trainer.callback_metrics["fid_digits"]
-    how = fid["provenance"]
+    how = fid["last"]["provenance"]
     assert how["weights"] == "moving average"
     assert (how["real_samples"], how["fake_samples"], how["split"], how["extractor"]) == (256, 200, "train", "digits")
     (best,) = (tmp_path / "checkpoints").glob("best-fid_digits-step-*.ckpt")
     assert best.stem.endswith(f"{fid['best']['step']:08d}")
     assert "step 2: fid_digits" in caplog.text
+
+
+def test_the_last_weights_are_measured_too(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*DIGITS, "metrics=fid", f"data.root={fake_mnist}", "trainer.max_steps=5", "evaluate_every=3"]
+    assert fitted(tmp_path / "five", *options).trainer.global_step == 5
+    assert numbers(tmp_path / "five")["fid_digits"]["last"]["step"] == 5
+    longer = [*options, "trainer.max_steps=9", "checkpoint_every=1"]
+    fitted(tmp_path / "nine", *longer, checkpoint=tmp_path / "five" / "checkpoints" / "last.ckpt")
+    fitted(tmp_path / "whole", *longer)
+    first, second = (numbers(tmp_path / name)["fid_digits"]["last"] for name in ("nine", "whole"))
+    assert first == second
+
+
+def test_a_best_value_is_of_the_same_protocol() -> None:
+    scores = Scores()
+    scores.add("fid", False, 1, 3.0, {"fake_samples": 10, "versions": {"torch": "1"}})
+    scores.add("fid", False, 2, 5.0, {"fake_samples": 10, "versions": {"torch": "2"}})
+    assert scores["fid"]["best"]["step"] == 1
+    scores.add("fid", False, 3, 4.0, {"fake_samples": 99})
+    assert scores.improved("fid", 3)
+    scores.add("fid", False, 4, float("nan"), {"fake_samples": 99})
+    assert not scores.improved("fid", 4)
+
+
+def test_a_resumed_run_forgets_what_it_measures_again(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"fid": {"last": 1, "best": 1, "evaluated": 2}, "kid": {"last": 1}})
+    )
+    Scores({"is": {"last": 3}}).write(tmp_path / "metrics.json")
+    assert numbers(tmp_path) == {"fid": {"evaluated": 2}, "is": {"last": 3}}
 
 
 def test_points_and_stacked_digits_have_numbers_of_their_own(tmp_path: Path, fake_mnist: Path) -> None:
@@ -86,7 +118,7 @@ def test_evaluation_leaves_the_training_as_it_was(tmp_path: Path, fake_mnist: Pa
     assert equal(states[0], states[2])
     often, other = (numbers(tmp_path / name)["fid_digits"] for name in ("often", "standing"))
     assert often["last"]["value"] != other["last"]["value"]
-    assert other["provenance"]["batchnorm"] == "re-estimated"
+    assert other["last"]["provenance"]["batchnorm"] == "re-estimated"
 
 
 def test_standing_statistics_are_those_of_the_present_weights(tmp_path: Path) -> None:
@@ -127,6 +159,12 @@ def test_real_statistics_are_measured_once_for_all_runs(
     kept.write_bytes(kept.read_bytes()[:1000])  # damaged: measured anew
     fitted(tmp_path / "third", *options)
     assert counted.count(256) == 8
+    kept = next(cache.glob("*.pt"))
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 255  # torch would load it
+    kept.write_bytes(content)
+    fitted(tmp_path / "turned", *options)
+    assert counted.count(256) == 12
     assert numbers(tmp_path / "first") == numbers(tmp_path / "third")
     fitted(tmp_path / "other", *options, "data.image_size=32")  # other images, other statistics
     assert len(list(cache.glob("*.pt"))) == 2
@@ -158,6 +196,7 @@ def test_statistics_do_not_depend_on_who_saw_what(
         assert other.kept.keys() == first.kept.keys()
         for name, values in other.kept.items():
             first.kept[name] += values
+        first.seen += other.seen
     found = first.result()
     exact = features[:count].double()
     assert found.size == count
@@ -209,7 +248,7 @@ def test_metrics_of_torchmetrics_need_a_line(tmp_path: Path, fake_mnist: Path) -
     options += ["+metrics.against_real.distance={_target_: test_evaluation.MeanDistance}"]
     fitted(tmp_path, *options)
     found = numbers(tmp_path)
-    assert found["black"]["last"] == {"value": 200.0, "step": 2}, "rows beyond num_samples do not count"
+    assert found["black"]["last"]["value"] == 200, "rows beyond num_samples do not count"
     assert found["distance"]["last"]["value"] == 256_200
     assert list((tmp_path / "checkpoints").glob("best-black-*.ckpt"))
 
@@ -219,6 +258,9 @@ def test_mistakes_are_found_before_training(tmp_path: Path, fake_mnist: Path) ->
     for mistake, message in {
         "metrics.monitor=fidd": "metrics.monitor=fidd: no such metric. There are fid_digits, kid_digits",
         "metrics=pairs": r"metrics.paired.psnr_y has nothing to compare in these data: use metrics=images",
+        "metrics=points": r"metrics.against_real.sliced_wasserstein is made of Points",
+        "metrics=stacked": r"metrics.against_real.modes is made of StackedDigits",
+        "+metrics.on_fakes.other={_target_: ganforge.metrics.features.Neighbourhoods}": "two numbers of one name",
         "+metrics.fakes.black={_target_: test_evaluation.Blackness}": "has against_real, on_fakes, paired and monitor",
     }.items():
         with pytest.raises(Exception, match=message):
@@ -273,7 +315,7 @@ def test_a_run_is_evaluated_as_it_was_while_training(tmp_path: Path, fake_mnist:
     assert result.returncode == 0, result.stderr
     after = numbers(folder)
     assert before["fid_digits"]["best"]["value"] == after["fid_digits"]["evaluated"]["value"]
-    how = after["fid_digits"]["evaluated"]
+    how = after["fid_digits"]["evaluated"]["provenance"]
     assert how["step"] == before["fid_digits"]["best"]["step"]
     assert how["checkpoint"].startswith("best-fid_digits")
     assert {name: after[name][part] for name in before for part in ("last",)} == {n: before[n]["last"] for n in before}
@@ -328,6 +370,54 @@ def test_bicubic_needs_no_training(tmp_path: Path) -> None:
     assert "nothing to train" in trained.stderr
 
 
+@pytest.mark.parametrize("degradation", ["bicubic", "blur_bicubic", "grayscale", "noise"])
+def test_whatever_the_degradation(tmp_path: Path, degradation: str) -> None:
+    for i in range(2):
+        save_picture(tmp_path / f"{i}.png", i, (48, 64))
+    overrides = ["model=bicubic", "data=pairs", f"data.test=[{tmp_path}]", f"data.cache_dir={tmp_path}/cache"]
+    overrides += [f"degradation={degradation}", "metrics.paired.lpips=null", "trainer=cpu"]
+    found = evaluate(composed(*overrides, "trainer.enable_progress_bar=false", config="evaluate"))
+    assert found["psnr_rgb"] > 10
+
+
+def test_ready_partners_tell_the_scale_and_the_border(tmp_path: Path) -> None:
+    for i in range(2):
+        save_picture(tmp_path / "high" / f"{i}.png", i, (48, 64))
+        save_picture(tmp_path / "low" / f"{i}.png", i, (12, 16))
+    overrides = ["model=bicubic", "data=pairs", "degradation=none", f"data.low_root={tmp_path}/low", "trainer=cpu"]
+    overrides += [f"data.test=[[{tmp_path}/high,{tmp_path}/low]]", "data.image_size=48", "metrics.paired.lpips=null"]
+    overrides += [f"data.cache_dir={tmp_path}/cache", "trainer.enable_progress_bar=false"]
+    cut = evaluate(composed(*overrides, config="evaluate"))
+    whole = evaluate(composed(*overrides, "metrics.paired.psnr_y.border=0", config="evaluate"))
+    assert cut["psnr_y"] != whole["psnr_y"]
+    assert cut["psnr_rgb"] == whole["psnr_rgb"]
+
+
+def test_a_strangers_run_cannot_run_code_or_choose_where_to_write(tmp_path: Path, fake_mnist: Path) -> None:
+    folder = recorded(tmp_path / "run", *DIGITS, f"data.root={fake_mnist}", "metrics=fid")
+    record = folder / ".hydra" / "config.yaml"
+    good = record.read_text()
+    (folder / "evil.py").write_text("from pathlib import Path\nPath('ran').touch()\nclass Evil: ...\n")
+    record.write_text(good.replace("ganforge.metrics.features.FrechetDistance", "run.evil.Evil"))
+    result = run("evaluate.py", f"run={folder}", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 2
+    assert "This run makes run.evil.Evil" in result.stderr
+    assert not (tmp_path / "ran").exists()
+    record.write_text(good + f"output: {tmp_path / 'stolen.json'}\nnum_samples: 1\n")
+    result = run("evaluate.py", f"run={folder}", "num_samples=100", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "stolen.json").exists()
+    assert numbers(folder)["fid_digits"]["evaluated"]["provenance"]["fake_samples"] == 100
+
+
+def test_a_sweep_of_evaluations(tmp_path: Path, fake_mnist: Path) -> None:
+    folder = recorded(tmp_path / "run", *DIGITS, f"data.root={fake_mnist}", "metrics=fid", "evaluate_every=1")
+    command = ["-m", f"run={folder}", "num_samples=100,164", "trainer=cpu", "trainer.devices=2"]
+    result = run("evaluate.py", *command, "hydra.sweep.dir=swept", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"^fid_digits  ", result.stdout, re.MULTILINE)) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -335,7 +425,7 @@ def test_bicubic_needs_no_training(tmp_path: Path) -> None:
         ("folder=x", "go together"),
         ("folder=x against=y", "folder=x: there is no such folder or zip"),
         ("model=dcgan data=mnist", "has to be trained first"),
-        ("model=bicubic data=mnist", "Pairs are for models that make images of images"),
+        ("model=bicubic data=mnist", "makes images of images: it needs data=pairs"),
         ("model=bicubic data=pairs", "data.test="),
         ("run=nowhere", "is no run folder"),
     ],

@@ -17,8 +17,9 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from ganforge.callbacks.checkpoints import is_intact, latest_checkpoint
+from ganforge.callbacks.checkpoints import latest_checkpoint
 from ganforge.data.base import TensorData
+from ganforge.files import is_intact
 from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.statistics import Statistics
 

@@ -7,6 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_class
+from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -76,8 +77,6 @@ def check_values(config: DictConfig) -> None:
         raise UserError(
             f"trainer.precision={trainer.precision}: clipping and penalties need trainer.precision=bf16-mixed"
         )
-    if trainer.limit_val_batches != 1.0:
-        raise UserError("trainer.limit_val_batches: a part of the samples has no metrics; set data.num_samples instead")
     if config.schedule and (trainer.max_steps < 0 or trainer.max_epochs not in (None, -1)):
         raise UserError("A schedule runs over trainer.max_steps: set that, and leave trainer.max_epochs=-1")
 
@@ -89,11 +88,19 @@ def validates(config: DictConfig, data: TensorData, model: GAN) -> bool:
         return False
     if not any(config.metrics.values()):
         return False
-    if not isinstance(data, Pairs):
-        return True
-    if data.sets["valid"] and type(model).validation_step is GAN.validation_step:
-        raise UserError("data.valid: pairs are scored on whole images, which this model cannot make: leave it out")
-    return bool(data.sets["valid"])
+    if isinstance(data, Pairs) and not data.sets["valid"]:
+        return False
+    check_pairs(data, model)
+    return True
+
+
+def check_pairs(data: TensorData, model: LightningModule) -> None:
+    """Raise UserError where a model that draws samples is to be measured on pairs, or one of pairs on other data."""
+    draws = type(model).validation_step is GAN.validation_step
+    if isinstance(data, Pairs) and draws:
+        raise UserError("data.valid, data.test: this model does not make images of images, so pairs cannot measure it")
+    if not isinstance(data, Pairs) and not isinstance(model, GAN):
+        raise UserError("This model makes images of images: it needs data=pairs")
 
 
 def check_optimizers(model: GAN) -> None:

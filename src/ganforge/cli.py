@@ -145,7 +145,7 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
             options = ", ".join(sorted(path.stem for path in (conf / key).glob("*.yaml")))
             raise UserError(f"{key}=null: choose one of {options}")
     if config_name == "evaluate" and (run := _folder(arguments, "run")):
-        return [*arguments, *_recorded(run, {key for key, _, _ in map(_parts, arguments)}, scratch)]
+        return _on_record(arguments, run, scratch)
     folder = _folder(arguments, "resume")
     if folder is None:
         return arguments
@@ -177,20 +177,25 @@ def _folder(arguments: list[str], option: str) -> Path | None:
     return None if value in (None, "''", "null") else Path(_unquoted(value)).expanduser().resolve()
 
 
-TRAINING = ("callbacks", "checkpoint_every", "evaluate_every", "logger", "name", "resume", "sample_every", "trainer")
-"""What of a record only matters while training."""
-
-
-def _recorded(run: Path, given: set[str], scratch: Path) -> list[str]:
-    """Arguments that bring a run's record into a composition, but for the groups that are given anew."""
-    record = OmegaConf.load(check_record(run))
-    assert isinstance(record, DictConfig)
-    kept = OmegaConf.masked_copy(record, [str(key) for key in record if key not in {*TRAINING, *given}])
+def _on_record(arguments: list[str], run: Path, scratch: Path) -> list[str]:
+    """The arguments of evaluate.py, with the run's record brought into the composition."""
+    record: Any = OmegaConf.load(check_record(run))
+    kept = OmegaConf.masked_copy(record, parts_of(record, arguments))
+    anew = [f"  - override /{group}: {empty}" for group, empty in (("metrics", "none"), ("extractor", "auto"))]
+    text = ["# @package _global_", "defaults:", *anew, "  - _self_", OmegaConf.to_yaml(kept)]
     (scratch / "recorded").mkdir()
-    (scratch / "recorded" / "run.yaml").write_text(f"# @package _global_\n{OmegaConf.to_yaml(kept)}")
-    empty = {"metrics": "none", "extractor": "auto"}
-    groups = [f"{group}={option}" for group, option in empty.items() if group in kept]
-    return ["recorded=run", f"hydra.searchpath=[{quoted(f'file://{scratch}')}]", *groups]
+    (scratch / "recorded" / "run.yaml").write_text("\n".join(text))
+    arguments = [
+        argument for argument in arguments if _parts(argument)[0] != "recorded"
+    ]  # of a job that was started so
+    return [*arguments, "recorded=run", f"hydra.searchpath=[{quoted(f'file://{scratch}')}]"]
+
+
+def parts_of(record: Any, arguments: list[str]) -> list[str]:
+    """What evaluate.py takes from a run's record: the seed and the parts, but those that are given anew."""
+    given = {"callbacks", "logger", "trainer", *(key for key, _, _ in map(_parts, arguments))}
+    parts = {str(key) for key, value in record.items() if key == "seed" or isinstance(value, DictConfig)}
+    return sorted(parts - given)
 
 
 PATHS = ("run", "resume", "checkpoint", "output", "folder", "against")

@@ -19,15 +19,13 @@ Noise = Callable[[Sequence[int]], Tensor]
 class Degradation:
     """Called as `(real, noise) -> condition`: images (N, C, H, W) in [-1, 1] to images (N, c, H / scale, W / scale).
 
-    With `round` the result is what a file would hold, of 8 bits.
+    The result is what a file would hold: rounded to 8 bits.
     """
 
     scale = 1
-    round = True
 
     def __call__(self, real: Tensor, noise: Noise) -> Tensor:
-        degraded = self.degrade(real, noise)
-        return to_unit_range(to_uint8(degraded)).to(real.dtype) if self.round else degraded
+        return to_unit_range(to_uint8(self.degrade(real, noise))).to(real.dtype)
 
     def degrade(self, real: Tensor, noise: Noise) -> Tensor:
         raise NotImplementedError
@@ -36,11 +34,10 @@ class Degradation:
 class Bicubic(Degradation):
     """Smaller by `scale`: bicubic with antialiasing, as MATLAB's imresize."""
 
-    def __init__(self, scale: int, round: bool = True):
+    def __init__(self, scale: int):
         if scale < 1:
             raise ValueError(f"scale={scale}: must be a whole number from 1")
         self.scale = scale
-        self.round = round
 
     def degrade(self, real: Tensor, noise: Noise) -> Tensor:
         height, width = real.shape[-2:]
@@ -50,8 +47,8 @@ class Bicubic(Degradation):
 class BlurBicubic(Bicubic):
     """Blurred by a Gaussian of `sigma` pixels, then smaller by `scale`."""
 
-    def __init__(self, scale: int, sigma: float, round: bool = True):
-        super().__init__(scale, round)
+    def __init__(self, scale: int, sigma: float):
+        super().__init__(scale)
         if sigma <= 0:
             raise ValueError(f"sigma={sigma}: must be above 0")
         self.sigma = sigma

@@ -1,6 +1,7 @@
 """The numbers of a run, of an upscaler, or of a folder of images."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,22 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch import LightningModule
-from omegaconf import DictConfig
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from ganforge.checks import check_pairs
+from ganforge.cli import check_record, parts_of
 from ganforge.data.base import Batch, TensorData
 from ganforge.data.images import upright
-from ganforge.data.packing import cores
+from ganforge.data.packing import cores, progress_bar
 from ganforge.data.pairs import Pairs
 from ganforge.data.sources import open_source
 from ganforge.errors import UserError
-from ganforge.experiment import checkpoint_path, make_trainer, settle
+from ganforge.experiment import checkpoint_path, load_model, make_trainer, settle
 from ganforge.metrics.evaluation import Evaluation
+from ganforge.metrics.scores import write_evaluated
 from ganforge.models.gan import GAN
 from ganforge.randomness import chunk_rows
-from ganforge.run_folder import update_metrics
 from ganforge.targets import check_targets
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,10 @@ log = logging.getLogger(__name__)
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Print a table of numbers, write them with their provenance, and return them."""
+    if config.run:  # before anything of the record is looked at
+        record: Any = OmegaConf.load(check_record(Path(config.run).expanduser()))
+        OmegaConf.resolve(record)
+        check_targets(OmegaConf.masked_copy(record, parts_of(record, sys.argv[1:])))
     settle(config, *({"data", "model", "metrics", "extractor", "trainer"} & set(config)))
     data, model, subject = _folders(config) if config.folder or config.against else _model(config)
     evaluation = Evaluation(
@@ -44,35 +51,53 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     if not evaluation.attach(data):
         raise UserError("There is nothing to measure: choose metrics=... and extractor=...")
     options = {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "enable_progress_bar": False}
-    trainer = make_trainer(config.trainer, Path(), [evaluation], logger=False, enable_checkpointing=False, **options)
+    callbacks = [evaluation, Measuring()] if config.trainer.enable_progress_bar else [evaluation]
+    trainer = make_trainer(config.trainer, Path(), callbacks, logger=False, enable_checkpointing=False, **options)
     if trainer.is_global_zero:  # other ranks start once this one has what all of them need
         data.prepare_data()
         data.setup()
     trainer.validate(model, datamodule=data, verbose=False)
     if trainer.is_global_zero:
-        provenance = {**evaluation.provenance(trainer, model), **subject}
+        provenance = {**subject, **evaluation.provenance(model)}
         print(table(evaluation.values, provenance))
         output = config.output or (Path(config.run, "metrics.json") if config.run else None)
         if output:
-            entries = {name: {"evaluated": {"value": v, **provenance}} for name, v in evaluation.values.items()}
-            update_metrics(Path(output).expanduser(), entries)
+            write_evaluated(Path(output).expanduser(), evaluation.values, provenance)
             print(f"Written to {output}")
     return evaluation.values
 
 
 def table(values: Mapping[str, float], provenance: Mapping[str, Any]) -> str:
     """Names and values, under how they were made."""
+    if not values:
+        raise UserError("There are too few samples for any of these metrics")
     how = [f"{key.replace('_', ' ')}: {value}" for key, value in provenance.items() if key != "versions"]
     width = max(map(len, values))
     return "\n".join([*how, "", *(f"{name:{width}}  {value:.6g}" for name, value in values.items())])
+
+
+class Measuring(Callback):
+    """A bar for a long evaluation."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._bar = progress_bar("measuring", int(sum(trainer.num_val_batches)))
+        if trainer.is_global_zero:
+            self._bar.start()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._bar.advance(self._bar.task_ids[0])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._bar.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._bar.stop()
 
 
 def _model(config: DictConfig) -> tuple[TensorData, LightningModule, dict[str, Any]]:
     """The model and data of a run, or of the command line."""
     if "model" not in config or "data" not in config:
         raise UserError("Say what to measure: run=<run folder>, folder=<images> against=<images>, or model= and data=")
-    if config.run:
-        check_targets(config)
     if "num_samples" in config.data:
         config.data.num_samples = config.num_samples
     data = instantiate(config.data, _convert_="all")
@@ -80,19 +105,19 @@ def _model(config: DictConfig) -> tuple[TensorData, LightningModule, dict[str, A
         data.trains = False
         if not data.sets[data.evaluated_split]:
             raise UserError("Say what to measure on: data.test=[<folder or zip of whole images>]")
-    model = instantiate({**config.model, **({"compile": False} if "compile" in config.model else {})}, _convert_="all")
-    if isinstance(model, GAN) == isinstance(data, Pairs):
-        raise UserError("Pairs are for models that make images of images, and those need data=pairs")
-    if not config.run:
+    subject: dict[str, Any] = {}
+    if config.run:
+        path = checkpoint_path(Path(config.run).expanduser(), config.checkpoint)
+        model, step = load_model(config.model, path)
+        subject = {"run": config.run, "checkpoint": path.name, "step": step}
+        if not config.moving_average:
+            model.average = None
+    else:
+        model = instantiate(config.model, _convert_="all")
         if isinstance(model, GAN):
             raise UserError("This model has to be trained first: name a run, with run=<run folder>")
-        return data, model, {}
-    path = checkpoint_path(Path(config.run).expanduser(), config.checkpoint)
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["state_dict"])
-    if not config.moving_average:
-        model.average = None
-    return data, model, {"checkpoint": path.name, "step": state["global_step"]}
+    check_pairs(data, model)
+    return data, model, subject
 
 
 # Folders of images -----------------------------------------------------------------------------------------------
@@ -109,9 +134,10 @@ class Files:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, rows: Tensor) -> list[Tensor]:
-        """RGB images (3, H, W) uint8 of any sizes."""
-        return list(self.pool.map(self._decoded, [self.names[i] for i in rows.tolist()]))
+    def __getitem__(self, rows: Tensor) -> Tensor | list[Tensor]:
+        """RGB images uint8 (N, 3, H, W), or in a list where their sizes differ."""
+        images = list(self.pool.map(self._decoded, [self.names[i] for i in rows.tolist()]))
+        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
     def _decoded(self, name: str) -> Tensor:
         try:

@@ -15,13 +15,14 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
 
-from ganforge.callbacks.checkpoints import AtomicCheckpointIO, is_intact, latest_checkpoint
+from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
 from ganforge.checks import check_devices, check_optimizers, check_schedule, check_types, check_values, validates
 from ganforge.cli import check_record
 from ganforge.data.base import TensorData
 from ganforge.devices import rank, strategy, synchronises
 from ganforge.errors import UserError
+from ganforge.files import is_intact
 from ganforge.metrics.evaluation import Evaluation
 from ganforge.models.gan import GAN
 from ganforge.run_folder import describe, drop_events_after, finish_message
@@ -80,7 +81,7 @@ def settle(config: DictConfig, *parts: str) -> None:
 
 
 def make_trainer(config: DictConfig, folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
-    """A trainer as configured; `options` come before the config."""
+    """A trainer as configured; `options` override the config."""
     return instantiate(
         {**config, **options},
         default_root_dir=str(folder),
@@ -143,11 +144,17 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[DictConfig, 
     assert isinstance(config, DictConfig)
     check_targets(config.model)
     OmegaConf.resolve(config.model)
-    config.model.compile = False  # not worth its time for a few samples
-    model = instantiate(config.model, _convert_="all")
-    state = torch.load(checkpoint_path(folder, checkpoint), weights_only=True, map_location="cpu")
+    model, _ = load_model(config.model, checkpoint_path(folder, checkpoint))
+    return config, model
+
+
+def load_model(config: DictConfig, path: Path) -> tuple[Any, int]:
+    """The model of a config with a checkpoint's weights, in eval mode, and the checkpoint's step."""
+    config.compile = False  # not worth its time for a few samples
+    model = instantiate(config, _convert_="all")
+    state = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(state["state_dict"])
-    return config, model.eval()
+    return model.eval(), state["global_step"]
 
 
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:

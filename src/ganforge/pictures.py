@@ -11,6 +11,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from ganforge.data.base import to_uint8
+from ganforge.files import write_whole
 
 FRAMES = 100
 """An animation of a training shows at most so many of its pictures."""
@@ -48,9 +49,9 @@ def scatter(points: Tensor, real: Tensor | None = None) -> Image.Image:
 def save_picture(image: Image.Image, path: Path) -> None:
     """Write a PNG that appears under its name complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    image.save(part, format="PNG")
-    part.replace(path)
+    buffer = BytesIO()
+    image.save(buffer, format="PNG")
+    write_whole(path, buffer.getbuffer())
 
 
 def animate(pictures: list[Path], path: Path) -> None:

@@ -5,7 +5,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,17 +55,6 @@ def environment(config: DictConfig, trainer: Trainer) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
-
-
-def update_metrics(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add to what a `metrics.json` says of each metric. It is written whole or not at all."""
-    metrics = json.loads(path.read_text()) if path.exists() else {}
-    for name, entry in entries.items():
-        metrics[name] = {**metrics.get(name, {}), **entry}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(metrics, indent=2) + "\n")
-    part.replace(path)
 
 
 def _git(*arguments: str) -> str | None:

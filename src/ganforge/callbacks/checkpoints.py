@@ -1,8 +1,6 @@
 """Checkpoints that survive a kill at any moment: written whole, checked by their digests, never only one."""
 
 import logging
-import os
-import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from ganforge.callbacks.stopping import Diverged
 from ganforge.errors import UserError
+from ganforge.files import is_intact, write_whole
 from ganforge.metrics.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
@@ -25,17 +24,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        try:
-            content = BytesIO()  # torch.save hides a full disk behind an error of its own
-            torch.save(checkpoint, content)
-            with part.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        content = BytesIO()  # torch.save hides a full disk behind an error of its own
+        torch.save(checkpoint, content)
+        write_whole(path, content.getbuffer())
 
 
 class Checkpoints(Checkpoint):
@@ -93,7 +84,7 @@ class Checkpoints(Checkpoint):
 
     def _keep_best(self, trainer: Trainer) -> None:
         evaluation = next((callback for callback in trainer.callbacks if isinstance(callback, Evaluation)), None)  # type: ignore[attr-defined]
-        if evaluation is None or not evaluation.improved(trainer.global_step):
+        if evaluation is None or not evaluation.scores.improved(evaluation.monitor, trainer.global_step):
             return
         folder = Path(trainer.default_root_dir, "checkpoints")
         path = folder / f"best-{evaluation.monitor}-step-{trainer.global_step:08d}.ckpt".replace("/", "_")
@@ -108,15 +99,6 @@ def _validates(trainer: Trainer) -> bool:
     """Whether the current step is followed by a validation."""
     loop = trainer.fit_loop
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
-
-
-def is_intact(path: Path) -> bool:
-    """Whether every record of a checkpoint has the CRC-32 that torch wrote with it."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, RuntimeError):
-        return False
 
 
 def latest_checkpoint(run: Path) -> Path:

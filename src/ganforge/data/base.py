@@ -132,6 +132,8 @@ class TensorData(LightningDataModule):
         self.seed = seed
         self.identity = ""
         """Names what the training data were made of, where that may change between two runs."""
+        self.evaluated: Sequence[Any] = ()
+        """Sets of whole images that the present validation is about, where the data are pairs."""
         self.real: Tensor | None = None
         self.condition: Tensor | None = None
 
@@ -145,12 +147,12 @@ class TensorData(LightningDataModule):
 
     def fingerprint(self, split: str) -> str:
         """Tells the samples of this split from all others."""
-        if split == "train" and self.identity:
-            return self.identity
         samples, condition = self.samples(split)
-        digest = hashlib.sha256(repr((samples.shape, samples.dtype)).encode())
-        for values in (samples, condition):
+        digest = hashlib.sha256(self.identity.encode() if split == "train" else b"")
+        named = split == "train" and self.identity
+        for values in (None if named else samples, condition):
             if values is not None:
+                digest.update(repr((values.shape, values.dtype)).encode())
                 digest.update(values.contiguous().numpy().data)
         return digest.hexdigest()
 

@@ -17,6 +17,7 @@ from ganforge.data.base import TensorData
 from ganforge.data.mnist_sources import FILES, Source, from_mirrors, from_package_index
 from ganforge.downloads import first_line
 from ganforge.errors import UserError
+from ganforge.files import write_whole
 from ganforge.randomness import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -77,9 +78,7 @@ class MNIST(TensorData):
                 failures.append(f"{source.__doc__}: {first_line(error)}")
                 continue
             for name, content in files.items():
-                part = target / f"{name}.part"  # a name appears when its file is complete, or not at all
-                part.write_bytes(content)
-                part.replace(target / name)
+                write_whole(target / name, content)
             return
         ways = "\n".join(f"  {n}. {way.format(root=self.root)}" for n, way in enumerate(self.ways, 1))
         tried = "\n".join(f"  - {failure}" for failure in failures)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ganforge.downloads import first_line
 from ganforge.errors import UserError
+from ganforge.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def _write(
             state["looked_at"] += len(group)
             file.flush()
             os.fsync(file.fileno())
-            _write_whole(progress, json.dumps(state))
+            write_whole(progress, json.dumps(state).encode())
     part.replace(data)
     progress.replace(record)
 
@@ -206,15 +207,6 @@ def _guarded(function: Callable[[str], Any]) -> Callable[[str], Any]:
             return first_line(error)
 
     return attempt
-
-
-def _write_whole(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    with new.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -120,8 +120,6 @@ class Pairs(TensorData):
         self.low: Photographs | None = None
         self.trains = True
         """Whether crops of photographs are needed; otherwise the whole images of `test`, or else `valid`, are all."""
-        self.evaluated: list[WholeImages] = []
-        """The sets of the present validation."""
         self._check_scale()
 
     def prepare_data(self) -> None:
@@ -138,9 +136,8 @@ class Pairs(TensorData):
         high, self.low = self._pairs(self.root, self.low_root, inside, self.image_size)
         self.real = high  # type: ignore[assignment]
         if self.low is not None:
-            self.scale = max(1, int(high.sizes[0, 0] // self.low.sizes[0, 0]))
+            self.scale = scale_of(high, self.low, None, self.root)
             self._check_scale()
-            check_partners(high, self.low, self.scale, self.root)
         count = len(self.real)  # type: ignore[arg-type]
         if count < self.batch_size:
             raise UserError(f"data.batch_size={self.batch_size} is more than the {count} images there are: lower it")
@@ -155,9 +152,9 @@ class Pairs(TensorData):
         for entry in self.sets[split]:
             high, *low = self._paths(entry)
             images, partners = self._pairs(high, low[0] if low else None, [], 1)
-            if partners is not None:
-                check_partners(images, partners, self.scale, high)
-            found.append(WholeImages(high.stem, images, partners, self.scale))
+            expected = self.scale if self.trains or self.degradation else None
+            scale = self.scale if partners is None else scale_of(images, partners, expected, high)
+            found.append(WholeImages(high.stem, images, partners, scale))
         return found
 
     def _check_scale(self) -> None:
@@ -243,7 +240,7 @@ class Pairs(TensorData):
         self.evaluated = self.whole_images(self.evaluated_split)
         shares = []
         for images in self.evaluated:
-            every = range(rank, ceil(len(images) / world_size) * world_size, world_size)  # all ranks get as many
+            every = range(rank, ceil(len(images) / world_size) * world_size, world_size)  # as many for all ranks
             shares.append(torch.utils.data.Subset(images, [i % len(images) for i in every]))
         return [DataLoader(share, batch_size=None) for share in shares]
 
@@ -283,10 +280,13 @@ def turned(squares: Tensor, position: Tensor) -> Tensor:
     return torch.where(transpose, squares.mT, squares)
 
 
-def check_partners(high: Photographs, low: Photographs, scale: int, path: Path) -> None:
+def scale_of(high: Photographs, low: Photographs, expected: int | None, path: Path) -> int:
+    """How many times images are as large as their partners. Raises UserError where some are not, or not as expected."""
+    scale = expected or max(1, int(high.sizes[0, 0] // low.sizes[0, 0]))
     odd = (low.sizes * scale != high.sizes).any(1).sum().item()
     if odd:
         raise UserError(f"{odd} images of {path} are not {scale} times as large as their partners")
+    return scale
 
 
 def partner_positions(names: Sequence[str], low_names: Sequence[str]) -> list[int | None]:

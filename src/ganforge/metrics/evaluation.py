@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from math import ceil, isnan
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics import Metric
 
+from ganforge.callbacks.progress import steps_of
 from ganforge.data.base import Batch, TensorData, to_uint8
 from ganforge.data.pairs import Pairs
 from ganforge.errors import UserError
@@ -20,9 +20,10 @@ from ganforge.metrics.extractors import Extractor, frozen, suitable
 from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.pairs import PairMetric
 from ganforge.metrics.reference import real_statistics
+from ganforge.metrics.scores import Scores
 from ganforge.metrics.statistics import Collector, Statistics, over_ranks
 from ganforge.randomness import CHUNK, chunk_rows
-from ganforge.run_folder import update_metrics, versions
+from ganforge.run_folder import versions
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,7 @@ class Evaluation(Callback):
         self.reference = reference
         self.standing_statistics = standing_statistics
         self.cache_dir = cache_dir
-        self.scores: dict[str, dict[str, Any]] = {}
-        """The last and the best value of each metric, with their steps."""
+        self.scores = Scores()
         self.values: dict[str, float] = {}
         """Of the latest validation."""
         self._real: Statistics | None = None
@@ -73,15 +73,21 @@ class Evaluation(Callback):
 
     def attach(self, data: TensorData) -> bool:
         """Choose what suits the data. Returns whether there is anything to measure. Raises UserError."""
+        self.data: Any = data
         for slot, key in self.metrics:
             if (slot == "paired") != isinstance(data, Pairs):
                 right = "pairs" if isinstance(data, Pairs) else "images"
                 raise UserError(f"metrics.{slot}.{key} has nothing to compare in these data: use metrics={right}")
         if self._of(FeatureMetric):
             self.extractor = self.extractor or suitable(data.shape)
-            if self.extractor is not None:
-                frozen(self.extractor)
-        self.metrics = {key: metric for key, metric in self.metrics.items() if self._is_available(metric)}
+        else:
+            self.extractor = None
+        if self.extractor is not None:
+            frozen(self.extractor)
+        self.metrics = {name: metric for name, metric in self.metrics.items() if self._is_available(metric)}
+        for (slot, key), metric in self.metrics.items():
+            if isinstance(metric, FeatureMetric) and not isinstance(self.extractor, metric.extractor):
+                raise UserError(f"metrics.{slot}.{key} is made of {metric.extractor.__name__}, not of these data")
         names = self.names()
         if self.monitor and names:
             full = next((name for name in (self.monitor, self._full(self.monitor)) if name in names), None)
@@ -91,25 +97,32 @@ class Evaluation(Callback):
         return bool(names)
 
     def _is_available(self, metric: Any) -> bool:
-        return (
-            metric.is_available
-            if isinstance(metric, PairMetric)
-            else bool(self.extractor or not isinstance(metric, FeatureMetric))
-        )
+        if isinstance(metric, FeatureMetric):
+            return self.extractor is not None
+        return not isinstance(metric, PairMetric) or metric.is_available
 
     def names(self) -> dict[str, bool]:
-        """The names of the numbers, and whether higher ones are better."""
+        """The names of the numbers, and whether higher ones are better. Raises UserError where two are called alike."""
         found: dict[str, bool] = {}
         for (_, key), metric in self.metrics.items():
             if isinstance(metric, FeatureMetric):
-                found |= {self._full(name): higher for name, higher in metric.scores.items()}
+                scores = {self._full(name, key, metric): higher for name, higher in metric.scores.items()}
             else:
-                found[key] = bool(metric.higher_is_better)
+                scores = {key: bool(metric.higher_is_better)}
+            twice = ", ".join(scores.keys() & found.keys())
+            if twice:
+                raise UserError(f"metrics: {twice} would be two numbers of one name: leave one of them out")
+            found |= scores
         return found
 
-    def _full(self, name: str) -> str:
-        """The name with the extractor that the number depends on: class_fid/3 is class_fid_digits/3."""
+    def _full(self, name: str, key: str | None = None, metric: FeatureMetric | None = None) -> str:
+        """The name with the extractor that the number depends on: class_fid/3 is class_fid_digits/3.
+
+        A metric that gives one number lends it its own key.
+        """
         base, slash, rest = name.partition("/")
+        if key is not None and metric is not None and len(metric.scores) == 1:
+            base = key
         extractor = self.extractor.name if self.extractor else ""
         return (f"{base}_{extractor}" if extractor else base) + slash + rest
 
@@ -130,29 +143,35 @@ class Evaluation(Callback):
         if self._has_reals:
             return
         self._has_reals = True
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if self.extractor is not None:
             self.extractor.to(trainer.strategy.root_device)
-        if self.extractor is not None and self._of(FeatureMetric):
-            self._real = real_statistics(data, self.reference, self.extractor, trainer, self.cache_dir)
+            keeps = self._needs_samples
+            self._real = real_statistics(self.data, self.reference, self.extractor, trainer, self.cache_dir, keeps)
         for metric in self._of(Metric).values():
             metric.to(trainer.strategy.root_device)
         for metric in self._of(Metric, "against_real").values():
             metric.reset_real_features = False
-            samples, _ = data.samples(self.reference)
-            for chunk in range(trainer.global_rank, ceil(len(samples) / CHUNK), trainer.world_size):
+            samples, _ = self.data.samples(self.reference)
+            for chunk in range(trainer.global_rank, -(-len(samples) // CHUNK), trainer.world_size):
                 metric.update(samples[chunk_rows(chunk, len(samples))].to(metric.device), real=True)
+
+    @property
+    def _needs_samples(self) -> bool:
+        return any(metric.needs_samples for metric in self._of(FeatureMetric).values())
 
     # A validation ------------------------------------------------------------------------------------------------
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._end:
+            trainer.should_stop = True  # has Lightning validate once more, so that the last weights are measured
+
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._measure_reals(trainer)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._collector = Collector(data.num_samples, trainer)
+        self._collector = Collector(self.data.num_samples, trainer, self._needs_samples)
         self._pairs = {
             (key, i): torch.zeros(len(images), dtype=torch.float64)
             for key in self._of(PairMetric)
-            for i, images in enumerate(data.evaluated)
+            for i, images in enumerate(self.data.evaluated)
         }
         if self.standing_statistics:
             self._undo.enter_context(pl_module.standing_statistics())
@@ -161,32 +180,33 @@ class Evaluation(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if isinstance(batch, Batch):
-            self._add_pair(trainer, as_uint8(outputs), as_uint8(batch.real), batch_idx, dataloader_idx)
-        else:
+        if trainer.sanity_checking:
+            return
+        if not isinstance(batch, Batch):
             self._add_samples(trainer, outputs, batch)
+            return
+        index = batch_idx * trainer.world_size + trainer.global_rank
+        if index < len(self.data.evaluated[dataloader_idx]):  # others are there so that all ranks have as many
+            self._add_pair(as_uint8(outputs), as_uint8(batch.real), index, dataloader_idx)
 
     def _add_samples(self, trainer: Trainer, samples: Batch, chunk: int) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         fakes = as_uint8(samples.real)
-        if self.extractor is not None and self._of(FeatureMetric):
+        if self.extractor is not None:
             found = self.extractor.features_of(fakes, trainer.strategy.root_device)
             self._collector.update(chunk, found, samples.condition)
-        counted = fakes[: max(0, data.num_samples - chunk * CHUNK)]
+        counted = fakes[: max(0, self.data.num_samples - chunk * CHUNK)]
         if len(counted):
             for metric in self._of(Metric, "on_fakes").values():
                 metric.update(counted)
             for metric in self._of(Metric, "against_real").values():
                 metric.update(counted, real=False)
 
-    def _add_pair(self, trainer: Trainer, made: Tensor, right: Tensor, batch_idx: int, dataset: int) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        index = batch_idx * trainer.world_size + trainer.global_rank
-        images = data.evaluated[dataset]
-        if index >= len(images):
-            return  # only there so that all ranks have as many
+    def _add_pair(self, made: Tensor, right: Tensor, index: int, dataset: int) -> None:
+        if made.device.type == "mps":  # which has no float64
+            made, right = made.cpu(), right.cpu()
         for key, metric in self._of(PairMetric).items():
-            self._pairs[key, dataset][index] = metric(made, right).item()
+            scale = self.data.evaluated[dataset].scale
+            self._pairs[key, dataset][index] = metric(made, right, scale).item()
         for metric in self._of(Metric).values():
             metric.update(made.float() / 255, right.float() / 255)
 
@@ -194,27 +214,25 @@ class Evaluation(Callback):
         self._undo.close()
         if trainer.sanity_checking:
             return
-        self.values = values = dict(self._results(trainer))
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        # rank 0's, as a decision that follows from them has to be the same on all ranks
+        self.values = trainer.strategy.broadcast(dict(self._results(trainer)))
+        del self._collector
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.values.items()})
         if trainer.state.fn == "fit":
-            self._report(trainer, pl_module, values)
+            self._report(trainer, pl_module)
 
     def _results(self, trainer: Trainer) -> Iterator[tuple[str, float]]:
-        """The numbers, on all ranks the same."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if self._of(FeatureMetric):
+        if self.extractor is not None:
             fake = self._collector.result()
-            found: dict[str, float] = {}
             if self._real is not None:  # on rank 0
-                for metric in self._of(FeatureMetric).values():
-                    found |= metric.compute(fake, self._real, data)
-            for name, value in trainer.strategy.broadcast(found).items():
-                yield self._full(name), value
+                for key, metric in self._of(FeatureMetric).items():
+                    for name, value in metric.compute(fake, self._real, self.data).items():
+                        yield self._full(name, key, metric), value
         for key in self._of(PairMetric):
-            sets = [over_ranks(self._pairs[key, i], trainer) for i in range(len(data.evaluated))]
+            sets = [over_ranks(self._pairs[key, i], trainer) for i in range(len(self.data.evaluated))]
             yield key, torch.cat(sets).mean().item()
             if len(sets) > 1:
-                for images, values in zip(data.evaluated, sets, strict=True):
+                for images, values in zip(self.data.evaluated, sets, strict=True):
                     yield f"{key}/{images.name}", values.mean().item()
         for key, metric in self._of(Metric).items():
             value = metric.compute()
@@ -224,42 +242,27 @@ class Evaluation(Callback):
 
     # Records -----------------------------------------------------------------------------------------------------
 
-    def _report(self, trainer: Trainer, pl_module: Any, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            now = {"value": value, "step": trainer.global_step}
-            score = self.scores.setdefault(name, {"higher_is_better": self.is_better_higher(name), "best": now})
-            score["last"] = now
-            sign = 1 if score["higher_is_better"] else -1
-            if isnan(score["best"]["value"]) or sign * value > sign * score["best"]["value"]:
-                score["best"] = now
+    def _report(self, trainer: Trainer, pl_module: Any) -> None:
+        how, higher = self.provenance(pl_module), self.names()
+        for name, value in self.values.items():
+            is_better = higher.get(name, higher.get(name.partition("/")[0], True))
+            self.scores.add(name, is_better, trainer.global_step, value, how)
         for logger in trainer.loggers:
-            logger.log_metrics({f"metrics/{name}": value for name, value in values.items()}, step=trainer.global_step)
+            values = {f"metrics/{name}": value for name, value in self.values.items()}
+            logger.log_metrics(values, step=trainer.global_step)
         if trainer.is_global_zero:
-            log.info("step %d: %s", trainer.global_step, line(values))
-            self._write(trainer, pl_module)
+            shown = [f"{name} {value:.4g}" for name, value in self.values.items() if "/" not in name]
+            log.info("step %d: %s", trainer.global_step, "  ".join(shown))
+            self.scores.write(Path(trainer.default_root_dir, "metrics.json"))
 
-    def _write(self, trainer: Trainer, pl_module: Any) -> None:
-        how = self.provenance(trainer, pl_module)
-        entries = {name: {**score, "provenance": how} for name, score in self.scores.items()}
-        update_metrics(Path(trainer.default_root_dir, "metrics.json"), entries)
-
-    def is_better_higher(self, name: str) -> bool:
-        names = self.names()
-        return names.get(name, names.get(name.partition("/")[0], True))
-
-    def improved(self, step: int) -> bool:
-        """Whether the monitored metric was at its best at this step."""
-        return self.monitor in self.scores and self.scores[self.monitor]["best"]["step"] == step
-
-    def provenance(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        """How the numbers were made."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    def provenance(self, pl_module: Any) -> dict[str, Any]:
+        """How the numbers are made."""
         found: dict[str, Any] = {}
         if hasattr(pl_module, "average"):
             weights = "raw" if pl_module.average is None else "moving average"
             batchnorm = "re-estimated" if self.standing_statistics else f"running statistics, {weights}"
             found = {"seed": pl_module.seed, "weights": weights, "batchnorm": batchnorm}
-        if self.extractor is not None and self._of(FeatureMetric):
+        if self.extractor is not None:
             found |= {
                 "extractor": self.extractor.name or "points",
                 "extractor_digest": self.extractor.digest,
@@ -267,25 +270,22 @@ class Evaluation(Callback):
                 "split": self.reference,
                 "real_samples": self._real.size if self._real else None,
             }
-        found["fake_samples"] = sum(map(len, data.evaluated)) if isinstance(data, Pairs) else data.num_samples
-        return {**found, "versions": versions()}
+        samples = sum(map(len, self.data.evaluated)) if isinstance(self.data, Pairs) else self.data.num_samples
+        return {**found, "fake_samples": samples, "versions": versions()}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.scores
+        return dict(self.scores)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.scores = state_dict
+        self.scores = Scores(state_dict)
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if self.scores and trainer.is_global_zero:  # without what a killed run measured after its last checkpoint
-            self._write(trainer, pl_module)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end = steps_of(trainer)
+        if trainer.is_global_zero and trainer.global_step:  # without what a killed run measured after its checkpoint
+            self.scores.write(Path(trainer.default_root_dir, "metrics.json"))
 
 
 def as_uint8(samples: Any) -> Any:
     """Images in [-1, 1] as uint8; points, and what is uint8 already, as they are."""
     is_float = isinstance(samples, Tensor) and samples.is_floating_point() and samples.ndim == 4
     return to_uint8(samples) if is_float else samples
-
-
-def line(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)

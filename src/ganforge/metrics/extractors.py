@@ -63,9 +63,9 @@ class Points(Extractor):
 
 
 class Inception(Extractor):
-    """The Inception-v3 of published FID and IS: 2048 features and 1008 logits, by torch-fidelity 0.4.
+    """The Inception-v3 of published FID and IS, by torch-fidelity 0.4: 2048 features and 1008 logits.
 
-    `weights` is the file weights-inception-2015-12-05-6726825d.pth; without it torch-fidelity fetches that.
+    `weights` is torch-fidelity's file weights-inception-2015-12-05-6726825d.pth; null: it is fetched.
     """
 
     name = "inception"

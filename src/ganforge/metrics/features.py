@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ganforge.data.base import TensorData
+from ganforge.metrics.extractors import Extractor, StackedDigits
 from ganforge.metrics.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,10 @@ class FeatureMetric:
 
     scores: ClassVar[Mapping[str, bool]] = {}
     """The names of the numbers, and whether higher ones are better."""
+    needs_samples: ClassVar[bool] = True
+    """Whether single features are looked at, or mean and covariance are enough."""
+    extractor: ClassVar[type[Extractor]] = Extractor
+    """Whose features it is made of."""
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
         """The numbers by name; none where the samples lack what they are made of, such as labels."""
@@ -32,6 +37,7 @@ class FrechetDistance(FeatureMetric):
     """The distance of two Gaussians with the means and covariances of the features: FID (Heusel et al., 2017)."""
 
     scores: ClassVar = {"fid": False}
+    needs_samples = False
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
         size = len(fake.mean)
@@ -124,9 +130,10 @@ class Neighbourhoods(FeatureMetric):
 
     scores: ClassVar = {"precision": True, "recall": True, "density": True, "coverage": True}
 
-    def __init__(self, samples: int = 10_000, precision_neighbours: int = 3, coverage_neighbours: int = 5):
+    neighbours = (3, 5)
+
+    def __init__(self, samples: int = 10_000):
         self.samples = samples
-        self.neighbours = (precision_neighbours, coverage_neighbours)
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
         fakes, reals = spread(fake.features, self.samples), spread(real.features, self.samples)
@@ -206,6 +213,7 @@ class StackedModes(FeatureMetric):
     ones in nats (Metz et al., 2017)."""
 
     scores: ClassVar = {"modes": True, "kl": False}
+    extractor = StackedDigits
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
         drawn, given = (_frequencies(side.logits) for side in (fake, real))

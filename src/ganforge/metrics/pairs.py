@@ -21,22 +21,21 @@ LUMA = (65.481, 128.553, 24.966)
 class PairMetric:
     """Called on uint8 images (N, C, H, W), made ones and right ones; returns a number for each (N,).
 
-    `border` pixels at each side are left out.
+    `border` pixels at each side are left out; null: as many as the scale, where images are enlarged.
     """
 
     higher_is_better: ClassVar[bool] = True
     is_available = True
 
-    def __init__(self, border: int = 0):
-        if border < 0:
+    def __init__(self, border: int | None = None):
+        if border is not None and border < 0:
             raise ValueError(f"border={border}: must not be negative")
         self.border = border
 
-    def __call__(self, fake: Tensor, real: Tensor) -> Tensor:
-        if self.border:
-            inside = slice(self.border, -self.border)
-            fake, real = fake[..., inside, inside], real[..., inside, inside]
-        return self.compare(fake, real)
+    def __call__(self, fake: Tensor, real: Tensor, scale: int = 1) -> Tensor:
+        border = self.border if self.border is not None else scale if scale > 1 else 0
+        inside = slice(border, -border or None)
+        return self.compare(fake[..., inside, inside], real[..., inside, inside])
 
     def compare(self, fake: Tensor, real: Tensor) -> Tensor:
         raise NotImplementedError
@@ -46,16 +45,16 @@ class Fidelity(PairMetric):
     """A comparison of pixels, on the luma of the images (`space="y"`, rounded, as published for super-resolution), or
     on all channels (`space="rgb"`)."""
 
-    def __init__(self, space: str, border: int = 0):
+    def __init__(self, space: str, border: int | None = None):
         super().__init__(border)
         if space not in ("y", "rgb"):
             raise ValueError(f"space={space}: must be y or rgb")
         self.space = space
 
-    def __call__(self, fake: Tensor, real: Tensor) -> Tensor:
+    def __call__(self, fake: Tensor, real: Tensor, scale: int = 1) -> Tensor:
         if self.space == "y":
             fake, real = luma(fake), luma(real)
-        return super().__call__(fake.double(), real.double())
+        return super().__call__(fake.double(), real.double(), scale)
 
 
 class PSNR(Fidelity):
@@ -87,7 +86,7 @@ class LPIPS(PairMetric):
 
     higher_is_better = False
 
-    def __init__(self, weights: str | None = None, border: int = 0):
+    def __init__(self, weights: str | None = None, border: int | None = 0):
         super().__init__(border)
         self.weights = weights
         self.network = self._network()

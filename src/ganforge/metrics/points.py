@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ganforge.data.base import TensorData
 from ganforge.data.points import Mixture
+from ganforge.metrics.extractors import Points
 from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.statistics import Statistics
 
@@ -17,6 +18,7 @@ class Modes(FeatureMetric):
     share of such samples (Srivastava et al., 2017)."""
 
     scores: ClassVar = {"modes": True, "high_quality": True}
+    extractor = Points
 
     def __init__(self, radius: float = 3.0):
         self.radius = radius
@@ -34,6 +36,7 @@ class SlicedWasserstein(FeatureMetric):
     2011)."""
 
     scores: ClassVar = {"sliced_wasserstein": False}
+    extractor = Points
 
     def __init__(self, directions: int = 64):
         self.directions = directions

@@ -4,7 +4,8 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,44 @@ from lightning.pytorch import Trainer
 
 from ganforge.data.base import TensorData
 from ganforge.data.packing import progress_bar
-from ganforge.metrics.extractors import Extractor
+from ganforge.files import is_intact, write_whole
+from ganforge.metrics.extractors import Extractor, Points
 from ganforge.metrics.statistics import CAP, Collector, Statistics
 from ganforge.randomness import CHUNK, chunk_rows, chunks_of
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1
+"""Of what is kept. Another one, and all is measured anew."""
+
 
 def real_statistics(
-    data: TensorData, split: str, extractor: Extractor, trainer: Trainer, cache_dir: str | None
+    data: TensorData, split: str, extractor: Extractor, trainer: Trainer, cache_dir: str | None, keeps: bool
 ) -> Statistics | None:
-    """The statistics of a split, on rank 0; None on others.
+    """The statistics of a split, on rank 0; None on others. `keeps` says whether single features are wanted.
 
     All ranks call it. Where the cache does not have them, one job computes on all of its ranks, and others that need
     the same wait.
     """
     if not trainer.is_global_zero:
         if not trainer.strategy.broadcast(None):
-            _computed(data, split, extractor, trainer)
+            _computed(data, split, extractor, trainer, keeps)
         return None
-    fingerprint = data.fingerprint(split), extractor.digest, CAP, CHUNK
-    key = hashlib.sha256(repr(fingerprint).encode()).hexdigest()[:16]
-    with _entry(cache_dir, f"{extractor.name or 'points'}-{key}.pt") as path:
+    what = FORMAT, data.fingerprint(split), extractor.digest, extractor.resize, keeps, CAP, CHUNK
+    key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+    is_quick = isinstance(extractor, Points)
+    with nullcontext() if is_quick else _entry(cache_dir, f"{extractor.name}-{key}.pt") as path:
         kept = _load(path)
         trainer.strategy.broadcast(kept is not None)
         if kept is None:
-            kept = _computed(data, split, extractor, trainer)
+            kept = _computed(data, split, extractor, trainer, keeps)
             _save(kept, path)
     return kept
 
 
-def _computed(data: TensorData, split: str, extractor: Extractor, trainer: Trainer) -> Statistics:
+def _computed(data: TensorData, split: str, extractor: Extractor, trainer: Trainer, keeps: bool) -> Statistics:
     samples, labels = data.samples(split)
-    collector = Collector(len(samples), trainer)
+    collector = Collector(len(samples), trainer, keeps)
     chunks = chunks_of(len(samples), trainer.global_rank, trainer.world_size)
     with _progress(len(samples), len(chunks), trainer) as advance:
         for chunk in chunks:
@@ -87,22 +93,17 @@ def _entry(cache_dir: str | None, name: str) -> Iterator[Path | None]:
 
 
 def _load(path: Path | None) -> Statistics | None:
-    if path is None or not path.exists():
+    if path is None or not is_intact(path):
         return None
-    try:
-        return Statistics(**torch.load(path, weights_only=True, map_location="cpu", mmap=True))
-    except Exception:  # a damaged file is written anew, whatever is wrong with it
-        return None
+    return Statistics(**torch.load(path, weights_only=True, map_location="cpu", mmap=True))
 
 
 def _save(statistics: Statistics, path: Path | None) -> None:
     if path is None:
         return
-    part = path.with_suffix(f".part-{os.getpid()}")
+    content = BytesIO()
+    torch.save({name: value for name, value in statistics._asdict().items() if value is not None}, content)
     try:
-        torch.save({name: value for name, value in statistics._asdict().items() if value is not None}, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's for a full disk
+        write_whole(path, content.getbuffer())
+    except OSError as error:
         log.warning("The statistics of real samples are not kept: %s", error)
-    finally:
-        part.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from ganforge.errors import UserError
 from ganforge.randomness import CHUNK
 
 CAP = 65_536
@@ -25,14 +26,14 @@ class Statistics(NamedTuple):
 
     size: samples in the set
     mean, covariance: of all features, (D,) and (D, D), float64
-    features, logits, labels: of the first CAP samples or of as many spread over the set, (n, D), (n, K), (n,), in
-        order; logits and labels where there are any
+    features, logits, labels: of all samples, or of at most CAP evenly spread ones, (n, D), (n, K), (n,), in order;
+        where they are kept, and where there are any
     """
 
     size: int
     mean: Tensor
     covariance: Tensor
-    features: Tensor
+    features: Tensor = torch.empty(0)
     logits: Tensor | None = None
     labels: Tensor | None = None
 
@@ -43,9 +44,12 @@ class Collector:
     Sums are float64. Single features have their place by the sample's number, so their order is that of the samples.
     """
 
-    def __init__(self, count: int, trainer: Trainer):
+    def __init__(self, count: int, trainer: Trainer, keeps: bool = True):
         self.count = count
         self.trainer = trainer
+        self.keeps = keeps
+        """Whether single features are wanted, or the sums are enough."""
+        self.seen = 0
         self.chunks = ceil(count / CHUNK)
         self.every = ceil(self.chunks * CHUNK / CAP)  # chunks of which one is kept
         self.sums: list[Tensor] = []
@@ -54,12 +58,13 @@ class Collector:
     def update(self, chunk: int, found: Features, labels: Tensor | None = None) -> None:
         """Add a chunk. Rows beyond the number of samples are not counted, but every rank has to add some chunk."""
         rows = max(0, min(CHUNK, self.count - chunk * CHUNK))
+        self.seen += rows
         features = found.features[:rows]
         features = features.double() if features.device.type != "mps" else features.cpu().double()
         for total, part in zip(self._sums(features), (features.sum(0), features.T @ features), strict=True):
             total += part
         for name, values in (("features", found.features), ("logits", found.logits), ("labels", labels)):
-            if values is not None:
+            if values is not None and self.keeps:
                 buffer = self._buffer(name, values)
                 if chunk % self.every == 0:
                     start = chunk // self.every * CHUNK
@@ -80,6 +85,12 @@ class Collector:
 
     def result(self) -> Statistics:
         """The statistics of all ranks' chunks, on every rank."""
+        seen = int(over_ranks(torch.tensor(self.seen), self.trainer))
+        if seen != self.count:
+            raise UserError(
+                f"{seen} of {self.count} samples were there to be measured: for fewer, set num_samples, and leave the "
+                "limits of the trainer alone"
+            )
         total, outer = (over_ranks(value, self.trainer).cpu() for value in self.sums)
         kept = {name: over_ranks(values, self.trainer) for name, values in self.kept.items()}
         mean = total / self.count

@@ -29,12 +29,12 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
 
 
 class Fed(nn.Module):
-    """A network that is called on something else, of which `feed` makes its arguments: for torch's `update_bn`."""
+    """A network in the hands of `feed`, which calls it on what it makes of its input: for torch's `update_bn`."""
 
-    def __init__(self, network: nn.Module, feed: Callable[[Any], tuple[Any, ...]]):
+    def __init__(self, network: nn.Module, feed: Callable[[Any], Any]):
         super().__init__()
         self.network = network
         self.feed = feed
 
     def forward(self, source: Any) -> Any:
-        return self.network(*self.feed(source))
+        return self.feed(source)

@@ -9,11 +9,11 @@ from ganforge.errors import UserError
 
 
 class Bicubic(LightningModule):
-    """Bicubic interpolation of the low-quality image to the size of the good one, as MATLAB's imresize."""
+    """Bicubic interpolation of the low-quality image to the size of the good one, as MATLAB's."""
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         assert batch.condition is not None
-        return interpolate(batch.condition, batch.real.shape[-2:], mode="bicubic", antialias=True)
+        return interpolate(batch.condition, batch.real.shape[-2:], mode="bicubic", antialias=True).expand_as(batch.real)
 
     def configure_optimizers(self) -> None:
         raise UserError("model=bicubic has nothing to train: measure it with evaluate.py")

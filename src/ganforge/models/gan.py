@@ -310,7 +310,10 @@ class GAN(LightningModule):
         generator = self.sampler
         before = {name: buffer.clone() for name, buffer in generator.named_buffers()}
         was_training = generator.training
-        update_bn(range(chunks), Fed(generator, lambda chunk: self.sample_inputs(chunk, stream=Stream.STANDING)))
+        game = Game(generator, self.discriminator)
+        update_bn(
+            range(chunks), Fed(generator, lambda i: self.generate(game, *self.sample_inputs(i, stream=Stream.STANDING)))
+        )
         generator.train(was_training)
         try:
             yield
