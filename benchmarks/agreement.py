@@ -36,9 +36,8 @@ def main() -> None:
         command += ["extractor=inception", f"extractor.weights={weights}", f"cache_dir={folder}"]
         output = folder / "ours.json"
         subprocess.run([*command, f"output={output}"], check=True, stdout=subprocess.DEVNULL)
-        ours = {
-            key: entry["evaluated"]["value"] for key, entry in json.loads((folder / "ours.json").read_text()).items()
-        }
+        found = json.loads(output.read_text())
+        ours = {key: entry["evaluated"][-1]["value"] for key, entry in found.items()}
         theirs = calculate_metrics(
             input1=str(fake),
             input2=str(real),

@@ -101,6 +101,9 @@ MISTAKES = {
     "trainer.precision=16-mixed": (2, "bf16-mixed"),
     "metrics.monitor=fidd trainer.max_steps=2000": (2, "metrics.monitor=fidd: no such metric"),
     "trainer.limit_val_batches=2 trainer.max_steps=5 evaluate_every=5": (2, "128 of 10000 samples were there"),
+    "evaluate_every=abc": (2, "evaluate_every=abc: must be a whole number from 1"),
+    "evaluate_every=-1": (2, "evaluate_every=-1"),
+    "metrics=images extractor=digits trainer.max_steps=5 evaluate_every=5": (2, "extractor=digits does not suit"),
     "data.num_samples=0": (2, "num_samples=0: data.num_samples must be at least 1"),
     "trainer=gpu": (2, "gpu"),
 }

@@ -71,22 +71,28 @@ def check_values(config: DictConfig) -> None:
         raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
     if trainer.devices in (0, "0"):
         raise UserError("trainer.devices=0: must be at least 1")
-    if not isinstance(trainer.log_every_n_steps, int) or trainer.log_every_n_steps < 1:
-        raise UserError(f"trainer.log_every_n_steps={trainer.log_every_n_steps}: must be a whole number from 1")
+    check_count("trainer.log_every_n_steps", trainer.log_every_n_steps)
     if str(trainer.precision) in ("16", "16-mixed"):
         raise UserError(
             f"trainer.precision={trainer.precision}: clipping and penalties need trainer.precision=bf16-mixed"
         )
+    check_count("evaluate_every", config.trainer.val_check_interval or 1)
     if config.schedule and (trainer.max_steps < 0 or trainer.max_epochs not in (None, -1)):
         raise UserError("A schedule runs over trainer.max_steps: set that, and leave trainer.max_epochs=-1")
+
+
+def check_count(option: str, value: Any) -> None:
+    if not _is_of(value, int) or value < 1:
+        raise UserError(f"{option}={value}: must be a whole number from 1")
 
 
 def validates(config: DictConfig, data: TensorData, model: GAN) -> bool:
     """Whether there will be validations. Raises UserError where they are asked for and cannot be had."""
     trainer = config.trainer
-    if not trainer.val_check_interval or -1 < trainer.max_steps < trainer.val_check_interval:
+    if not trainer.val_check_interval or not any(config.metrics.values()):
         return False
-    if not any(config.metrics.values()):
+    if -1 < trainer.max_steps < trainer.val_check_interval:
+        log.info("Nothing is measured: evaluate_every=%d is more than the steps.", trainer.val_check_interval)
         return False
     if isinstance(data, Pairs) and not data.sets["valid"]:
         return False
@@ -112,6 +118,7 @@ def check_optimizers(model: GAN) -> None:
 
 def check_schedule(config: DictConfig, folder: Path) -> None:
     before = OmegaConf.load(check_record(folder)).trainer.max_steps
+    check_count("evaluate_every", config.trainer.val_check_interval or 1)
     if config.schedule and config.trainer.max_steps != before:
         raise UserError(
             f"trainer.max_steps={config.trainer.max_steps}: this run's schedule was laid out for {before} steps and "

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from ganforge.checks import check_pairs
+from ganforge.checks import check_count, check_pairs
 from ganforge.cli import check_record, parts_of
 from ganforge.data.base import Batch, TensorData
 from ganforge.data.images import upright
@@ -25,7 +25,7 @@ from ganforge.data.sources import open_source
 from ganforge.errors import UserError
 from ganforge.experiment import checkpoint_path, load_model, make_trainer, settle
 from ganforge.metrics.evaluation import Evaluation
-from ganforge.metrics.scores import write_evaluated
+from ganforge.metrics.scores import check_writable, write_evaluated
 from ganforge.models.gan import GAN
 from ganforge.randomness import chunk_rows
 from ganforge.targets import check_targets
@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Print a table of numbers, write them with their provenance, and return them."""
+    check_count("num_samples", config.num_samples)
+    output = config.output or (Path(config.run, "metrics.json") if config.run else None)
+    if output:
+        check_writable(Path(output).expanduser())
     if config.run:  # before anything of the record is looked at
         record: Any = OmegaConf.load(check_record(Path(config.run).expanduser()))
         OmegaConf.resolve(record)
@@ -49,7 +53,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         config.cache_dir,
     )
     if not evaluation.attach(data):
-        raise UserError("There is nothing to measure: choose metrics=... and extractor=...")
+        raise UserError("None of these metrics can be had: choose others by metrics=..., or another extractor=...")
     options = {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "enable_progress_bar": False}
     callbacks = [evaluation, Measuring()] if config.trainer.enable_progress_bar else [evaluation]
     trainer = make_trainer(config.trainer, Path(), callbacks, logger=False, enable_checkpointing=False, **options)
@@ -58,9 +62,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         data.setup()
     trainer.validate(model, datamodule=data, verbose=False)
     if trainer.is_global_zero:
-        provenance = {**subject, **evaluation.provenance(model)}
+        provenance = {**evaluation.provenance(model), **subject}
         print(table(evaluation.values, provenance))
-        output = config.output or (Path(config.run, "metrics.json") if config.run else None)
         if output:
             write_evaluated(Path(output).expanduser(), evaluation.values, provenance)
             print(f"Written to {output}")
@@ -71,7 +74,8 @@ def table(values: Mapping[str, float], provenance: Mapping[str, Any]) -> str:
     """Names and values, under how they were made."""
     if not values:
         raise UserError("There are too few samples for any of these metrics")
-    how = [f"{key.replace('_', ' ')}: {value}" for key, value in provenance.items() if key != "versions"]
+    shown = {key: value for key, value in provenance.items() if key != "versions" and value is not None}
+    how = [f"{key.replace('_', ' ')}: {value}" for key, value in shown.items()]
     width = max(map(len, values))
     return "\n".join([*how, "", *(f"{name:{width}}  {value:.6g}" for name, value in values.items())])
 
@@ -109,14 +113,18 @@ def _model(config: DictConfig) -> tuple[TensorData, LightningModule, dict[str, A
     if config.run:
         path = checkpoint_path(Path(config.run).expanduser(), config.checkpoint)
         model, step = load_model(config.model, path)
-        subject = {"run": config.run, "checkpoint": path.name, "step": step}
         if not config.moving_average:
             model.average = None
+        subject = {"run": config.run, "checkpoint": path.name, "step": step}
     else:
         model = instantiate(config.model, _convert_="all")
         if isinstance(model, GAN):
             raise UserError("This model has to be trained first: name a run, with run=<run folder>")
     check_pairs(data, model)
+    if isinstance(data, Pairs):
+        degradation = type(data.degradation).__name__ if data.degradation else "ready partners"
+        subject |= {"model": type(model).__name__, "degradation": degradation, "scale": data.scale}
+        subject["sets"] = [str(entry) for entry in data.sets[data.evaluated_split]]
     return data, model, subject
 
 
@@ -178,5 +186,5 @@ def _folders(config: DictConfig) -> tuple[TensorData, LightningModule, dict[str,
     if not config.folder or not config.against or config.run:
         raise UserError("folder=<images> and against=<images> go together, without run=")
     fakes, reals = Files(config.folder, "folder"), Files(config.against, "against")
-    subject = {"folder": config.folder, "against": config.against}
+    subject = {"folder": config.folder, "against": config.against, "split": None}
     return RealFiles(reals, len(fakes)), FakeFiles(fakes), subject

@@ -153,6 +153,8 @@ def load_model(config: DictConfig, path: Path) -> tuple[Any, int]:
     config.compile = False  # not worth its time for a few samples
     model = instantiate(config, _convert_="all")
     state = torch.load(path, weights_only=True, map_location="cpu")
+    if "state_dict" not in state:
+        raise UserError(f"{path} is no checkpoint of a run")
     model.load_state_dict(state["state_dict"])
     return model.eval(), state["global_step"]
 
@@ -182,6 +184,7 @@ def quiet() -> None:
         "is smaller than the logging interval",
         "`find_unused_parameters=True` was specified",
         "find_unused_parameters=True was specified in DDP constructor",
+        "`torch.jit.load` is deprecated",
         "`isinstance.treespec, LeafSpec.` is deprecated",
     ):
         warnings.filterwarnings("ignore", f".*{message}")

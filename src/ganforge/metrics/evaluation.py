@@ -16,7 +16,7 @@ from ganforge.callbacks.progress import steps_of
 from ganforge.data.base import Batch, TensorData, to_uint8
 from ganforge.data.pairs import Pairs
 from ganforge.errors import UserError
-from ganforge.metrics.extractors import Extractor, frozen, suitable
+from ganforge.metrics.extractors import Extractor, Points, frozen, suitable
 from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.pairs import PairMetric
 from ganforge.metrics.reference import real_statistics
@@ -54,7 +54,7 @@ class Evaluation(Callback):
     ):
         unknown = set(metrics) - {*SLOTS, "monitor"}
         if unknown:
-            raise ValueError(f"metrics: has {', '.join(SLOTS)} and monitor, not {', '.join(sorted(unknown))}")
+            raise UserError(f"metrics: has {', '.join(SLOTS)} and monitor, not {', '.join(sorted(unknown))}")
         named = ((slot, key, metric) for slot in SLOTS for key, metric in (metrics.get(slot) or {}).items())
         self.metrics = {(slot, key): metric for slot, key, metric in named if metric is not None}
         self.monitor = metrics.get("monitor")
@@ -74,7 +74,9 @@ class Evaluation(Callback):
     def attach(self, data: TensorData) -> bool:
         """Choose what suits the data. Returns whether there is anything to measure. Raises UserError."""
         self.data: Any = data
-        for slot, key in self.metrics:
+        for (slot, key), metric in self.metrics.items():
+            if not isinstance(metric, FeatureMetric | PairMetric | Metric):
+                raise UserError(f"metrics.{slot}.{key} is no metric of ganforge or torchmetrics")
             if (slot == "paired") != isinstance(data, Pairs):
                 right = "pairs" if isinstance(data, Pairs) else "images"
                 raise UserError(f"metrics.{slot}.{key} has nothing to compare in these data: use metrics={right}")
@@ -85,6 +87,10 @@ class Evaluation(Callback):
         if self.extractor is not None:
             frozen(self.extractor)
         self.metrics = {name: metric for name, metric in self.metrics.items() if self._is_available(metric)}
+        if self.extractor is not None and isinstance(self.extractor, Points) != (len(data.shape) == 1):
+            raise UserError(
+                f"extractor={self.extractor.name or 'points'} does not suit data of shape {list(data.shape)}"
+            )
         for (slot, key), metric in self.metrics.items():
             if isinstance(metric, FeatureMetric) and not isinstance(self.extractor, metric.extractor):
                 raise UserError(f"metrics.{slot}.{key} is made of {metric.extractor.__name__}, not of these data")
@@ -194,6 +200,8 @@ class Evaluation(Callback):
         if self.extractor is not None:
             found = self.extractor.features_of(fakes, trainer.strategy.root_device)
             self._collector.update(chunk, found, samples.condition)
+        if self._of(Metric) and not isinstance(fakes, Tensor):
+            raise UserError("Metrics of torchmetrics need images of one size")
         counted = fakes[: max(0, self.data.num_samples - chunk * CHUNK)]
         if len(counted):
             for metric in self._of(Metric, "on_fakes").values():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ganforge.devices import rank
 from ganforge.downloads import first_line, weights_file
 from ganforge.errors import UserError
 from ganforge.metrics.digits import WEIGHTS, DigitClassifier
@@ -87,7 +88,7 @@ class Inception(Extractor):
             torch.load(file, weights_only=True)  # torch-fidelity would run what a stranger's file wants run
             self.network = FeatureExtractorInceptionV3(self.name, ["2048", "logits_unbiased"], str(file))
         except Exception as error:  # whatever is wrong with it
-            raise UserError(f"{file} does not hold Inception's weights: {first_line(error)}") from error
+            raise UserError(f"{file} does not hold Inception's weights as torch-fidelity has them") from error
         self._digest = super().digest
         # together up to twice as fast on CPUs
         for module in self.network.modules():
@@ -187,11 +188,21 @@ class File(Extractor):
             ) from error
 
     def forward(self, samples: Tensor) -> Features:
-        found = self.network(samples)
-        found = Features(*found) if isinstance(found, tuple | list) else Features(found)
-        if found.features.ndim != 2:
-            raise UserError(f"extractor.path={self.path}: features must be (N, D), not {tuple(found.features.shape)}")
+        try:
+            found = self.network(samples)
+            found = Features(*found) if isinstance(found, tuple | list) else Features(found)
+            is_right = found.features.ndim == 2 and len(found.features) == len(samples)
+        except Exception as error:  # whatever a network of one's own raises
+            raise UserError(self._wrong(samples, first_line(error))) from error
+        if not is_right or not found.features.isfinite().all():
+            raise UserError(self._wrong(samples, f"got {tuple(found.features.shape)}, or not finite numbers"))
         return found
+
+    def _wrong(self, samples: Tensor, reason: str) -> str:
+        return (
+            f"extractor.path={self.path} must make features (N, D), or features and logits (N, K), of uint8 images "
+            f"{tuple(samples.shape)}: {reason}"
+        )
 
     @property
     def digest(self) -> str:
@@ -215,7 +226,8 @@ def suitable(shape: Sequence[int]) -> Extractor | None:
     try:
         return Inception()
     except UserError as error:
-        log.warning("Metrics on features are left out. %s", error)
+        if rank() == 0:
+            log.warning("Metrics on features are left out. %s", error)
         return None
 
 

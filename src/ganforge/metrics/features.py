@@ -91,6 +91,8 @@ class KernelDistance(FeatureMetric):
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
         size = min(self.subset_size, len(fake.features), len(real.features))
+        if size < 2:
+            return {}
         found = kid_features_to_metric(
             fake.features, real.features, kid_subsets=self.subsets, kid_subset_size=size, verbose=False
         )

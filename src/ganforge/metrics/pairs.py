@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ganforge.data.base import to_unit_range
+from ganforge.devices import rank
 from ganforge.downloads import weights_file
 from ganforge.errors import UserError
 from ganforge.metrics.extractors import as_rgb
@@ -101,7 +102,8 @@ class LPIPS(PairMetric):
         except UserError as error:
             if self.weights:
                 raise
-            log.warning("lpips is left out. %s", error)
+            if rank() == 0:
+                log.warning("lpips is left out. %s", error)
             return None
         state = torch.load(file, weights_only=True, map_location="cpu")
         state = {name.removeprefix("features."): value for name, value in state.items()}

@@ -83,7 +83,7 @@ def _entry(cache_dir: str | None, name: str) -> Iterator[Path | None]:
         lock = FileLock(folder / f"{name}.lock")
         lock.acquire()
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        log.warning("The statistics of real samples are not kept: %s. Choose callbacks.evaluation.cache_dir", error)
+        log.warning("The statistics of real samples are not kept: %s. Choose another cache_dir", error)
         yield None
         return
     try:

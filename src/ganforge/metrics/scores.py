@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
+from ganforge.downloads import first_line
+from ganforge.errors import UserError
 from ganforge.files import write_whole
 
 TRAINING = ("higher_is_better", "last", "best")
@@ -40,11 +42,24 @@ class Scores(dict[str, dict[str, Any]]):
 
 
 def write_evaluated(path: Path, values: Mapping[str, float], provenance: Mapping[str, Any]) -> None:
-    """Put what evaluate.py measured into a `metrics.json`, beside what is there of a training."""
+    """Put what evaluate.py measured into a `metrics.json`: a list beside what is there of a training, in which what was
+    made in the same way is replaced."""
     metrics = _read(path)
     for name, value in values.items():
-        metrics.setdefault(name, {})["evaluated"] = {"value": value, "provenance": dict(provenance)}
+        now = {"value": value, "provenance": dict(provenance)}
+        others = [entry for entry in metrics.get(name, {}).get("evaluated", []) if _protocol(entry) != _protocol(now)]
+        metrics.setdefault(name, {})["evaluated"] = [*others, now]
     _write(path, metrics)
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError where no `metrics.json` can be written, or something else would be lost."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not isinstance(json.loads(path.read_text()), dict):
+            raise ValueError("it is no table of metrics")
+    except (OSError, ValueError) as error:
+        raise UserError(f"output={path} cannot be written: {first_line(error)}") from error
 
 
 def _protocol(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,4 +75,13 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 def _write(path: Path, metrics: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(metrics, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(_plain(metrics), indent=2) + "\n").encode())
+
+
+def _plain(node: Any) -> Any:
+    """Without what JSON does not know: NaN and infinity are null."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    return None if isinstance(node, float) and not isfinite(node) else node
