@@ -41,8 +41,11 @@ def main() -> None:
         theirs = calculate_metrics(
             input1=str(fake),
             input2=str(real),
+            feature_extractor="inception-v3-compat",
             feature_extractor_weights_path=str(weights),
+            feature_layer_prc="2048",  # it would take VGG's for precision and recall
             **dict.fromkeys(("fid", "kid", "isc", "prc"), True),
+            kid_subset_size=min(1000, count),
             cuda=False,
             cache=False,
             verbose=False,
