@@ -99,7 +99,7 @@ MISTAKES = {
     "model.generator_optimizer.lr=-1": (2, "Invalid learning rate"),
     "seed=abc": (2, "seed=abc"),
     "trainer.precision=16-mixed": (2, "bf16-mixed"),
-    "metrics.monitor=fidd trainer.max_steps=2000": (2, "metrics.monitor=fidd: no such metric"),
+    "metrics.monitor=fidd trainer.max_steps=5 evaluate_every=5": (2, "metrics.monitor=fidd: no such metric"),
     "trainer.limit_val_batches=2 trainer.max_steps=5 evaluate_every=5": (2, "128 of 10000 samples were there"),
     "evaluate_every=abc": (2, "evaluate_every=abc: must be a whole number from 1"),
     "evaluate_every=-1": (2, "evaluate_every=-1"),
