@@ -185,10 +185,8 @@ def _on_record(arguments: list[str], run: Path, scratch: Path) -> list[str]:
     text = ["# @package _global_", "defaults:", *anew, "  - _self_", OmegaConf.to_yaml(kept)]
     (scratch / "recorded").mkdir()
     (scratch / "recorded" / "run.yaml").write_text("\n".join(text))
-    arguments = [
-        argument for argument in arguments if _parts(argument)[0] != "recorded"
-    ]  # of a job that was started so
-    return [*arguments, "recorded=run", f"hydra.searchpath=[{quoted(f'file://{scratch}')}]"]
+    rest = [argument for argument in arguments if _parts(argument)[0] != "recorded"]  # which the job of a sweep has
+    return [*rest, "recorded=run", f"hydra.searchpath=[{quoted(f'file://{scratch}')}]"]
 
 
 def parts_of(record: Any, arguments: list[str]) -> list[str]:

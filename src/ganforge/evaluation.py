@@ -1,6 +1,5 @@
 """The numbers of a run, of an upscaler, or of a folder of images."""
 
-import logging
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +28,6 @@ from ganforge.metrics.scores import check_writable, write_evaluated
 from ganforge.models.gan import GAN
 from ganforge.randomness import chunk_rows
 from ganforge.targets import check_targets
-
-log = logging.getLogger(__name__)
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:

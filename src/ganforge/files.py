@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, also after a kill or a power cut."""
 
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -17,6 +18,14 @@ def write_whole(path: Path, content: Any) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A json; empty where there is none, or half of one."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def is_intact(path: Path) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ganforge.downloads import first_line
 from ganforge.errors import UserError
-from ganforge.files import write_whole
+from ganforge.files import read_json, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def pack(
                 raise
             reason = error.strerror or error
             raise UserError(f"{folder} cannot be written ({reason}): choose a folder with data.cache_dir") from error
-    state = _read(record)
+    state = read_json(record)
     size = state["bytes"]
     images = torch.from_file(str(data), size=size, dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
     count = len(names) - len(state["bad"])
@@ -122,15 +122,7 @@ def _locked(path: Path, title: str) -> Iterator[None]:
 
 
 def _is_complete(data: Path, record: Path) -> bool:
-    return data.exists() and data.stat().st_size == _read(record).get("bytes")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A json; empty where there is none, or half of one."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
+    return data.exists() and data.stat().st_size == read_json(record).get("bytes")
 
 
 def _write(
@@ -143,7 +135,7 @@ def _write(
 ) -> None:
     log.info("Packing %d images into %s.", len(names), data)
     part, progress = data.with_suffix(".uint8.part"), record.with_suffix(".json.part")
-    state = _read(progress)
+    state = read_json(progress)
     if state and part.exists() and part.stat().st_size >= state["bytes"]:
         log.info("Packing goes on after %d of %d files.", state["looked_at"], len(names))
     else:

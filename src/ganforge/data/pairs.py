@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ganforge.data.packing import pack, refuse_bad
 from ganforge.data.sources import open_source
 from ganforge.degradations import Degradation
 from ganforge.errors import UserError
-from ganforge.randomness import Rows, Stream, generator
+from ganforge.randomness import Rows, Stream, dealt, generator
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +239,8 @@ class Pairs(TensorData):
         self.evaluated = self.whole_images(self.evaluated_split)
         shares = []
         for images in self.evaluated:
-            every = range(rank, ceil(len(images) / world_size) * world_size, world_size)  # as many for all ranks
-            shares.append(torch.utils.data.Subset(images, [i % len(images) for i in every]))
+            rows = [i % len(images) for i in dealt(len(images), rank, world_size)]
+            shares.append(torch.utils.data.Subset(images, rows))
         return [DataLoader(share, batch_size=None) for share in shares]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ganforge.downloads import first_line
 from ganforge.errors import UserError
-from ganforge.files import write_whole
+from ganforge.files import read_json, write_whole
 
 TRAINING = ("higher_is_better", "last", "best")
 """What training writes of a metric; `evaluated` is evaluate.py's."""
@@ -32,7 +32,7 @@ class Scores(dict[str, dict[str, Any]]):
 
     def write(self, path: Path) -> None:
         """Put these into a `metrics.json`, in place of what is there of a training."""
-        metrics = _read(path)
+        metrics = read_json(path)
         for entry in metrics.values():
             for part in TRAINING:
                 entry.pop(part, None)
@@ -44,7 +44,7 @@ class Scores(dict[str, dict[str, Any]]):
 def write_evaluated(path: Path, values: Mapping[str, float], provenance: Mapping[str, Any]) -> None:
     """Put what evaluate.py measured into a `metrics.json`: a list beside what is there of a training, in which what was
     made in the same way is replaced."""
-    metrics = _read(path)
+    metrics = read_json(path)
     for name, value in values.items():
         now = {"value": value, "provenance": dict(provenance)}
         others = [entry for entry in metrics.get(name, {}).get("evaluated", []) if _protocol(entry) != _protocol(now)]
@@ -64,13 +64,6 @@ def check_writable(path: Path) -> None:
 
 def _protocol(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry["provenance"].items() if key != "versions"}
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def _write(path: Path, metrics: Mapping[str, Any]) -> None:
