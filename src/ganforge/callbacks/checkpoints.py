@@ -84,10 +84,11 @@ class Checkpoints(Checkpoint):
 
     def _keep_best(self, trainer: Trainer) -> None:
         evaluation = next((callback for callback in trainer.callbacks if isinstance(callback, Evaluation)), None)  # type: ignore[attr-defined]
-        if evaluation is None or not evaluation.scores.improved(evaluation.monitor, trainer.global_step):
+        monitor = evaluation.chosen.monitor if evaluation else None
+        if evaluation is None or not evaluation.scores.improved(monitor, trainer.global_step):
             return
         folder = Path(trainer.default_root_dir, "checkpoints")
-        path = folder / f"best-{evaluation.monitor}-step-{trainer.global_step:08d}.ckpt".replace("/", "_")
+        path = folder / f"best-{monitor}-step-{trainer.global_step:08d}.ckpt".replace("/", "_")
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             for other in folder.glob("best-*.ckpt"):

@@ -16,7 +16,8 @@ from ganforge.callbacks.progress import steps_of
 from ganforge.data.base import Batch, TensorData, to_uint8
 from ganforge.data.pairs import Pairs
 from ganforge.errors import UserError
-from ganforge.metrics.extractors import Extractor, Points, frozen, suitable
+from ganforge.metrics.chosen import SLOTS, Chosen
+from ganforge.metrics.extractors import Extractor
 from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.pairs import PairMetric
 from ganforge.metrics.reference import real_statistics
@@ -26,8 +27,6 @@ from ganforge.randomness import CHUNK, chunk_rows
 from ganforge.run_folder import versions
 
 log = logging.getLogger(__name__)
-
-SLOTS = ("against_real", "on_fakes", "paired")
 
 
 class Evaluation(Callback):
@@ -55,9 +54,7 @@ class Evaluation(Callback):
         unknown = set(metrics) - {*SLOTS, "monitor"}
         if unknown:
             raise UserError(f"metrics: has {', '.join(SLOTS)} and monitor, not {', '.join(sorted(unknown))}")
-        named = ((slot, key, metric) for slot in SLOTS for key, metric in (metrics.get(slot) or {}).items())
-        self.metrics = {(slot, key): metric for slot, key, metric in named if metric is not None}
-        self.monitor = metrics.get("monitor")
+        self.metrics = metrics
         self.extractor = extractor or None  # an empty config group is a dict
         self.reference = reference
         self.standing_statistics = standing_statistics
@@ -69,75 +66,12 @@ class Evaluation(Callback):
         self._has_reals = False
         self._undo = ExitStack()
 
-    # Before a run ------------------------------------------------------------------------------------------------
-
     def attach(self, data: TensorData) -> bool:
         """Choose what suits the data. Returns whether there is anything to measure. Raises UserError."""
         self.data: Any = data
-        for (slot, key), metric in self.metrics.items():
-            if not isinstance(metric, FeatureMetric | PairMetric | Metric):
-                raise UserError(f"metrics.{slot}.{key} is no metric of ganforge or torchmetrics")
-            if (slot == "paired") != isinstance(data, Pairs):
-                right = "pairs" if isinstance(data, Pairs) else "images"
-                raise UserError(f"metrics.{slot}.{key} has nothing to compare in these data: use metrics={right}")
-        if self._of(FeatureMetric):
-            self.extractor = self.extractor or suitable(data.shape)
-        else:
-            self.extractor = None
-        if self.extractor is not None:
-            frozen(self.extractor)
-        self.metrics = {name: metric for name, metric in self.metrics.items() if self._is_available(metric)}
-        if self.extractor is not None and isinstance(self.extractor, Points) != (len(data.shape) == 1):
-            raise UserError(
-                f"extractor={self.extractor.name or 'points'} does not suit data of shape {list(data.shape)}"
-            )
-        for (slot, key), metric in self.metrics.items():
-            if isinstance(metric, FeatureMetric) and not isinstance(self.extractor, metric.extractor):
-                raise UserError(f"metrics.{slot}.{key} is made of {metric.extractor.__name__}, not of these data")
-        names = self.names()
-        if self.monitor and names:
-            full = next((name for name in (self.monitor, self._full(self.monitor)) if name in names), None)
-            if full is None:
-                raise UserError(f"metrics.monitor={self.monitor}: no such metric. There are {', '.join(names)}")
-            self.monitor = full
-        return bool(names)
-
-    def _is_available(self, metric: Any) -> bool:
-        if isinstance(metric, FeatureMetric):
-            return self.extractor is not None
-        return not isinstance(metric, PairMetric) or metric.is_available
-
-    def names(self) -> dict[str, bool]:
-        """The names of the numbers, and whether higher ones are better. Raises UserError where two are called alike."""
-        found: dict[str, bool] = {}
-        for (_, key), metric in self.metrics.items():
-            if isinstance(metric, FeatureMetric):
-                scores = {self._full(name, key, metric): higher for name, higher in metric.scores.items()}
-            else:
-                scores = {key: bool(metric.higher_is_better)}
-            twice = ", ".join(scores.keys() & found.keys())
-            if twice:
-                raise UserError(f"metrics: {twice} would be two numbers of one name: leave one of them out")
-            found |= scores
-        return found
-
-    def _full(self, name: str, key: str | None = None, metric: FeatureMetric | None = None) -> str:
-        """The name with the extractor that the number depends on: class_fid/3 is class_fid_digits/3.
-
-        A metric that gives one number lends it its own key.
-        """
-        base, slash, rest = name.partition("/")
-        if key is not None and metric is not None and len(metric.scores) == 1:
-            base = key
-        extractor = self.extractor.name if self.extractor else ""
-        return (f"{base}_{extractor}" if extractor else base) + slash + rest
-
-    def _of(self, kind: type, *slots: str) -> dict[str, Any]:
-        return {
-            key: metric
-            for (slot, key), metric in self.metrics.items()
-            if isinstance(metric, kind) and slot in (slots or SLOTS)
-        }
+        self.chosen = Chosen(self.metrics, self.extractor, data)
+        self.extractor = self.chosen.extractor
+        return bool(self.chosen.names)
 
     # Reals -------------------------------------------------------------------------------------------------------
 
@@ -153,9 +87,9 @@ class Evaluation(Callback):
             self.extractor.to(trainer.strategy.root_device)
             keeps = self._needs_samples
             self._real = real_statistics(self.data, self.reference, self.extractor, trainer, self.cache_dir, keeps)
-        for metric in self._of(Metric).values():
+        for metric in self.chosen.of(Metric).values():
             metric.to(trainer.strategy.root_device)
-        for metric in self._of(Metric, "against_real").values():
+        for metric in self.chosen.of(Metric, "against_real").values():
             metric.reset_real_features = False
             samples, _ = self.data.samples(self.reference)
             for chunk in range(trainer.global_rank, -(-len(samples) // CHUNK), trainer.world_size):
@@ -163,7 +97,7 @@ class Evaluation(Callback):
 
     @property
     def _needs_samples(self) -> bool:
-        return any(metric.needs_samples for metric in self._of(FeatureMetric).values())
+        return any(metric.needs_samples for metric in self.chosen.of(FeatureMetric).values())
 
     # A validation ------------------------------------------------------------------------------------------------
 
@@ -176,7 +110,7 @@ class Evaluation(Callback):
         self._collector = Collector(self.data.num_samples, trainer, self._needs_samples)
         self._pairs = {
             (key, i): torch.zeros(len(images), dtype=torch.float64)
-            for key in self._of(PairMetric)
+            for key in self.chosen.of(PairMetric)
             for i, images in enumerate(self.data.evaluated)
         }
         if self.standing_statistics:
@@ -200,22 +134,22 @@ class Evaluation(Callback):
         if self.extractor is not None:
             found = self.extractor.features_of(fakes, trainer.strategy.root_device)
             self._collector.update(chunk, found, samples.condition)
-        if self._of(Metric) and not isinstance(fakes, Tensor):
+        if self.chosen.of(Metric) and not isinstance(fakes, Tensor):
             raise UserError("Metrics of torchmetrics need images of one size")
         counted = fakes[: max(0, self.data.num_samples - chunk * CHUNK)]
         if len(counted):
-            for metric in self._of(Metric, "on_fakes").values():
+            for metric in self.chosen.of(Metric, "on_fakes").values():
                 metric.update(counted)
-            for metric in self._of(Metric, "against_real").values():
+            for metric in self.chosen.of(Metric, "against_real").values():
                 metric.update(counted, real=False)
 
     def _add_pair(self, made: Tensor, right: Tensor, index: int, dataset: int) -> None:
         if made.device.type == "mps":  # which has no float64
             made, right = made.cpu(), right.cpu()
-        for key, metric in self._of(PairMetric).items():
+        for key, metric in self.chosen.of(PairMetric).items():
             scale = self.data.evaluated[dataset].scale
             self._pairs[key, dataset][index] = metric(made, right, scale).item()
-        for metric in self._of(Metric).values():
+        for metric in self.chosen.of(Metric).values():
             metric.update(made.float() / 255, right.float() / 255)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -233,16 +167,15 @@ class Evaluation(Callback):
         if self.extractor is not None:
             fake = self._collector.result()
             if self._real is not None:  # on rank 0
-                for key, metric in self._of(FeatureMetric).items():
-                    for name, value in metric.compute(fake, self._real, self.data).items():
-                        yield self._full(name, key, metric), value
-        for key in self._of(PairMetric):
+                for key, metric in self.chosen.of(FeatureMetric).items():
+                    yield from self.chosen.named(key, metric, metric.compute(fake, self._real, self.data)).items()
+        for key in self.chosen.of(PairMetric):
             sets = [over_ranks(self._pairs[key, i], trainer) for i in range(len(self.data.evaluated))]
             yield key, torch.cat(sets).mean().item()
             if len(sets) > 1:
                 for images, values in zip(self.data.evaluated, sets, strict=True):
                     yield f"{key}/{images.name}", values.mean().item()
-        for key, metric in self._of(Metric).items():
+        for key, metric in self.chosen.of(Metric).items():
             value = metric.compute()
             metric.reset()
             # some return a mean and a standard deviation
@@ -251,9 +184,9 @@ class Evaluation(Callback):
     # Records -----------------------------------------------------------------------------------------------------
 
     def _report(self, trainer: Trainer, pl_module: Any) -> None:
-        how, higher = self.provenance(pl_module), self.names()
+        how = self.provenance(pl_module)
         for name, value in self.values.items():
-            is_better = higher.get(name, higher.get(name.partition("/")[0], True))
+            is_better = self.chosen.names.get(name, self.chosen.names.get(name.partition("/")[0], True))
             self.scores.add(name, is_better, trainer.global_step, value, how)
         for logger in trainer.loggers:
             values = {f"metrics/{name}": value for name, value in self.values.items()}
