@@ -10,13 +10,21 @@ from ganforge.cli import entry_point
 @entry_point("sample")
 def main(config: DictConfig) -> None:
     from ganforge.experiment import load_run
-    from ganforge.sampling import draw, walk, write
+    from ganforge.sampling import check_request, conditions_of, draw, translate, walk, write
 
-    _, model = load_run(config.run, config.checkpoint)
-    samples = (walk if config.interpolate else draw)(model, config.num_samples, config.seed)
-    kind = "walk" if config.interpolate else "samples"
+    record, model = load_run(config.run, config.checkpoint)
+    check_request(model, config.input, config.labels)
+    if config.input:
+        for path in translate(model, Path(config.input).expanduser(), Path(config.output)):
+            print(path)
+        return
+    conditions = conditions_of(model, record, config.labels)
+    samples = (walk if config.interpolate else draw)(model, config.num_samples, config.seed, conditions)
     columns = 8 if config.interpolate else None
-    name = f"{kind}-seed-{config.seed}"
+    if conditions is not None and not config.interpolate:
+        columns = len(samples) // len(conditions)
+    words = ["walk" if config.interpolate else "samples", "seed", config.seed, *(config.labels or [])]
+    name = "-".join(map(str, words))
     print(write(samples, Path(config.output), name, config.format if config.separate else None, columns))
 
 

@@ -39,7 +39,7 @@ def test_dcgan_initial_weights() -> None:
 
 
 def test_dcgan_normalises_neither_the_generators_output_nor_the_discriminators_input() -> None:
-    generator, discriminator = list(dcgan.Generator(8, 28, 1).layers), list(dcgan.Discriminator(28, 1).layers)
+    generator, discriminator = list(dcgan.Generator(8, 28, 1).layers), list(dcgan.Discriminator(28, 1).features)
     assert isinstance(generator[-2], nn.ConvTranspose2d)
     assert isinstance(generator[-1], nn.Tanh)
     assert isinstance(discriminator[0], nn.Conv2d)
@@ -55,7 +55,7 @@ def test_dcgan_5x5_is_the_tutorials() -> None:
 def test_channels_last_changes_no_numbers() -> None:
     torch.manual_seed(0)
     network = dcgan.Discriminator(28, 3, width=4).double()
-    assert network.layers[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network.features[0].weight.is_contiguous(memory_format=torch.channels_last)
     images = torch.randn(2, 3, 28, 28, dtype=torch.double)
     reference = network(images)
     torch.testing.assert_close(network.to(memory_format=torch.contiguous_format)(images), reference)

@@ -102,10 +102,15 @@ def validates(config: DictConfig, data: TensorData, model: GAN) -> bool:
 
 def check_pairs(data: TensorData, model: LightningModule) -> None:
     """Raise UserError where a model that draws samples is to be measured on pairs, or one of pairs on other data."""
-    draws = type(model).validation_step is GAN.validation_step
-    if isinstance(data, Pairs) and draws:
+    from_images = not isinstance(model, GAN) or model.from_images
+    if isinstance(data, Pairs) and not from_images:
         raise UserError("data.valid, data.test: this model does not make images of images, so pairs cannot measure it")
-    if not isinstance(data, Pairs) and not isinstance(model, GAN):
+    check_partners(data, model)
+
+
+def check_partners(data: TensorData, model: LightningModule) -> None:
+    """Raise UserError where a model that makes images of images has none."""
+    if not isinstance(data, Pairs) and (not isinstance(model, GAN) or model.from_images):
         raise UserError("This model makes images of images: it needs data=pairs")
 
 

@@ -94,10 +94,9 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         missing = re.search(r"Interpolation key '(data\.\w+)' not found", str(error))
         if missing:
-            return (
-                f"{error.full_key} needs {missing.group(1)}, which this dataset does not state: choose another data=..."
-            )
-        return str(error)
+            needs = f"{error.full_key or 'The model'} needs {missing.group(1)}"
+            return f"{needs}, which this dataset does not state: choose another data=..."
+        return str(error).removeprefix("UserError raised while resolving interpolation: ")
     if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
         difference = str(error).splitlines()[1].strip()
         return (
@@ -196,7 +195,7 @@ def parts_of(record: Any, arguments: list[str]) -> list[str]:
     return sorted(parts - given)
 
 
-PATHS = ("run", "resume", "checkpoint", "output", "folder", "against")
+PATHS = ("run", "resume", "checkpoint", "input", "output", "folder", "against")
 """Options that are paths and nothing else, so that no character in them means anything to Hydra."""
 
 
@@ -234,18 +233,31 @@ def quoted(value: object) -> str:
     return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-# Names of runs ---------------------------------------------------------------------------------------------------
+# Resolvers -------------------------------------------------------------------------------------------------------
 
 
 def register_resolvers() -> None:
     """The resolvers that `conf/` uses."""
     OmegaConf.register_new_resolver("first", _first, replace=True)
     OmegaConf.register_new_resolver("swept", _swept, replace=True)
+    OmegaConf.register_new_resolver("condition_size", _condition_size, replace=True)
 
 
 def _first(*values: Any) -> Any:
     """The first value that is given."""
     return next((value for value in values if value is not None), None)
+
+
+def _condition_size(data: Any) -> int:
+    """How many classes or attributes the samples of these data have. Raises UserError where they have neither."""
+    size = len(data.attributes or ()) if data.get("condition") == "attributes" else data.get("num_classes")
+    if not size:
+        raise UserError(
+            "This model is conditioned on labels, which these data do not have. Choose others, such as data=mnist, or "
+            "make some: data=celeba data.condition=attributes data.attributes=[Smiling]; data=folder "
+            "data.condition=labels data.num_classes=<n>"
+        )
+    return size
 
 
 def _remember_sweep(arguments: list[str]) -> None:

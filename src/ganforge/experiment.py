@@ -17,8 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
-from ganforge.checks import check_devices, check_optimizers, check_schedule, check_types, check_values, validates
-from ganforge.cli import check_record
+from ganforge.checks import (
+    check_devices,
+    check_optimizers,
+    check_partners,
+    check_schedule,
+    check_types,
+    check_values,
+    validates,
+)
+from ganforge.cli import check_record, register_resolvers
 from ganforge.data.base import TensorData
 from ganforge.devices import rank, strategy, synchronises
 from ganforge.errors import UserError
@@ -56,6 +64,7 @@ def build(config: DictConfig, folder: Path) -> Experiment:
     model = instantiate(config.model, _convert_="all")
     check_optimizers(model)
     check_devices(config, model)
+    check_partners(data, model)
     parts = dict(config.callbacks)
     if not validates(config, data, model):  # what it needs, such as weights, may not be there
         parts.pop("evaluation", None)
@@ -107,7 +116,7 @@ def train(config: DictConfig, folder: Path) -> int:
         data.prepare_data()
         data.setup()
         if checkpoint is None:
-            describe(config, folder, trainer)
+            describe(config, folder, trainer, model.games)
         else:
             step = torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)["global_step"]
             if -1 < trainer.max_steps <= step:
@@ -117,6 +126,8 @@ def train(config: DictConfig, folder: Path) -> int:
             drop_events_after(folder, step)
             if checkpoint.name != "last.ckpt":  # or the next save would keep the damaged one in place of the good one
                 checkpoint.with_name("last.ckpt").unlink(missing_ok=True)
+    if checkpoint is None and model.init_from:
+        start_from(model, model.init_from)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Diverged as error:
@@ -124,8 +135,15 @@ def train(config: DictConfig, folder: Path) -> int:
             raise Diverged(f"{error}\nThe run is in {folder}") from error
     if not trainer.is_global_zero:
         return 0  # Lightning kills rank 0 when another rank ends with a status
-    log.info(finish_message(folder, stopping.interrupted, trainer.global_step, _given() if config.resume else []))
+    again = _given() if config.resume else []
+    log.info(finish_message(folder, stopping.interrupted, trainer.global_step, again, model.from_images))
     return 128 + stopping.interrupted if stopping.interrupted else 0
+
+
+def start_from(model: GAN, run: str) -> None:
+    """Give a model the weights of another run's last checkpoint, and nothing else of it."""
+    path = checkpoint_path(Path(run).expanduser(), "last")
+    model.start_from(torch.load(path, weights_only=True, map_location="cpu")["state_dict"])
 
 
 def _given() -> list[str]:
@@ -140,6 +158,7 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[DictConfig, 
     only classes of known kinds from known packages are made (see `check_targets`). Raises UserError.
     """
     folder = Path(folder).expanduser()
+    register_resolvers()
     config = OmegaConf.load(check_record(folder))
     assert isinstance(config, DictConfig)
     check_targets(config.model)

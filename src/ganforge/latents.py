@@ -1,5 +1,8 @@
 """Distributions that the generator's input is drawn from."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,3 +32,23 @@ class Uniform(Latent):
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.rand(count, self.size, generator=generator).mul_(2).sub_(1)
+
+
+class Levels(Latent):
+    """A latent for each level of a generator, in a tuple."""
+
+    def __init__(self, levels: Sequence[Latent]):
+        self.levels = levels
+
+    def __call__(self, count: int, generator: torch.Generator) -> Any:
+        return tuple(latent(count, generator) for latent in self.levels)
+
+
+def joined(latents: list[Any]) -> Any:
+    """Draws of a latent as one."""
+    return tuple(map(torch.cat, zip(*latents, strict=True))) if isinstance(latents[0], tuple) else torch.cat(latents)
+
+
+def picked(latent: Any, rows: Tensor) -> Any:
+    """Rows of a latent."""
+    return tuple(level[rows] for level in latent) if isinstance(latent, tuple) else latent[rows]

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     PLACES = 5
     AUGMENT = 6
     STANDING = 7
+    CONDITIONS = 8
 
 
 _MASK = 2**64 - 1

@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from ganforge.models.gan import Game
+
 PACKAGES = ("ganforge", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
 
 
-def describe(config: DictConfig, folder: Path, trainer: Trainer) -> None:
+def describe(config: DictConfig, folder: Path, trainer: Trainer, games: Sequence[Game]) -> None:
     """Write `environment.json`, and the config and a layout of the losses to TensorBoard."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment(config, trainer), indent=2) + "\n")
@@ -24,16 +27,17 @@ def describe(config: DictConfig, folder: Path, trainer: Trainer) -> None:
         if isinstance(logger, TensorBoardLogger):
             text = OmegaConf.to_yaml(config)
             logger.experiment.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))
-            losses = ["loss_d/total", "loss_g/total"]
-            logits = ["logits/real", "logits/fake"]
-            norms = ["gradient_norm/d", "gradient_norm/g"]
+            charts = {
+                "losses of D and G": ("loss_d/total", "loss_g/total"),
+                "D's output on real and fake": ("logits/real", "logits/fake"),
+                "gradient norms of D and G": ("gradient_norm/d", "gradient_norm/g"),
+            }
             logger.experiment.add_custom_scalars(
                 {
-                    "game": {
-                        "losses of D and G": ["Multiline", losses],
-                        "D's output on real and fake": ["Multiline", logits],
-                        "gradient norms of D and G": ["Multiline", norms],
+                    game.name or "game": {
+                        title: ["Multiline", [game.tag(value) for value in values]] for title, values in charts.items()
                     }
+                    for game in games
                 }
             )
 
@@ -82,12 +86,14 @@ def drop_events_after(folder: Path, step: int) -> None:
         part.replace(path)
 
 
-def finish_message(folder: Path, interrupted: int, step: int, overrides: list[str]) -> str:
-    """What a person wants to know when training ends; `overrides` are those that going on needs again."""
+def finish_message(folder: Path, interrupted: int, step: int, overrides: list[str], from_images: bool) -> str:
+    """What a person wants to know when training ends; `overrides` are those that going on needs again. `from_images`:
+    whether the model makes images of images."""
     run = _short(folder)
     if interrupted:
         command = " ".join([f"python train.py resume={run}", *map(shlex.quote, overrides)])
         return f"Stopped after step {step}. Go on with:\n  {command}"
+    draw = ["input=<image or folder>"] if from_images else ["num_samples=100 seed=1", "interpolate=true"]
     return "\n".join(
         [
             f"Finished {step} steps.",
@@ -95,8 +101,7 @@ def finish_message(folder: Path, interrupted: int, step: int, overrides: list[st
             f"  samples      {run}/samples/step-{step:08d}.png",
             "Try next:",
             f"  python evaluate.py run={run}",
-            f"  python sample.py run={run} num_samples=100 seed=1",
-            f"  python sample.py run={run} interpolate=true",
+            *(f"  python sample.py run={run} {options}" for options in draw),
             "  tensorboard --logdir logs",
         ]
     )

@@ -1,46 +1,80 @@
-"""Samples of a trained model: sample i of a seed is the same whoever asks for how many."""
+"""Samples of a trained model: sample i of a seed is the same whoever asks for how many. And images made of images."""
 
-from math import ceil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from ganforge.data.base import to_uint8
+from ganforge.data.base import to_uint8, to_unit_range
+from ganforge.data.images import upright
+from ganforge.data.sources import open_source
 from ganforge.errors import UserError
 from ganforge.models.gan import GAN
 from ganforge.pictures import picture, save_picture
-from ganforge.randomness import CHUNK, sample_chunk
+from ganforge.targets import check_targets
 
 WALK = 8
 """Pictures from one end of a walk to the other."""
 
 
-def draw(model: GAN, count: int, seed: int) -> Tensor:
-    """The first `count` samples of a seed: images (count, C, H, W) in [-1, 1], or points (count, 2)."""
+def check_request(model: GAN, source: str | None, labels: Sequence[Any] | None) -> None:
+    """Raise UserError where a model is asked for what it does not do."""
+    if model.from_images and not source:
+        raise UserError("This model makes images of images: name one, or a folder of them, with input=...")
+    if source and not model.from_images:
+        raise UserError(f"input={source}: this model draws its samples from noise, leave input= out")
+    if labels is not None and model.condition_size is None:
+        raise UserError("labels: this model was trained without labels, leave them out")
+
+
+def conditions_of(model: GAN, config: DictConfig, labels: Sequence[Any] | None) -> Tensor | None:
+    """What labels stand for in the data of a run, null for those that its previews show; None if it knows none."""
+    if model.condition_size is None:
+        return None
+    check_targets(config.data)
+    data = instantiate(config.data, _convert_="all")
+    return data.conditions(None if labels is None else list(labels))
+
+
+def draw(model: GAN, count: int, seed: int, conditions: Tensor | None = None) -> Tensor:
+    """The first `count` samples of a seed: images (count, C, H, W) in [-1, 1], or points (count, 2).
+
+    With `conditions` (R, ...), R rows of ceil(count / R) samples each.
+    """
     if count < 1:
         raise UserError(f"num_samples={count}: must be at least 1")
     if seed < 0:
         raise UserError(f"seed={seed}: must be a whole number from 0")
-    return torch.cat([model.sample_chunk(chunk, seed) for chunk in range(ceil(count / CHUNK))])[:count]
+    return model.samples(count, seed, conditions)
 
 
-def walk(model: GAN, count: int, seed: int) -> Tensor:
-    """`count` / 8 straight walks of 8 pictures between neighbouring latents of a seed.
+def walk(model: GAN, count: int, seed: int, conditions: Tensor | None = None) -> Tensor:
+    """`count` / 8 straight walks of 8 pictures between neighbouring latents of a seed; conditions take turns.
 
-    The ends keep their length on the way, as normal latents have nearly one length in high dimensions.
+    The ends keep their length on the way, as normal latents have nearly one length in high dimensions. Where there are
+    several levels, the coarsest walks and the noise of the others stays as it is.
     """
     walks = count // WALK
     if walks < 1:
         raise UserError(f"num_samples={count}: a walk has {WALK} pictures, so ask for at least {WALK}")
-    chunks = [sample_chunk(model.latent, seed, chunk) for chunk in range(ceil((walks + 1) / CHUNK))]
-    ends = torch.cat(chunks)[: walks + 1]
+    latents = model.latents(walks + 1, seed)
+    ends, *finer = latents if isinstance(latents, tuple) else (latents,)
     position = torch.linspace(0, 1, WALK).view(1, WALK, 1)
     straight = torch.lerp(ends[:-1, None], ends[1:, None], position)
     lengths = torch.lerp(ends[:-1, None].norm(dim=-1), ends[1:, None].norm(dim=-1), position[..., 0])
-    latents = straight * (lengths / straight.norm(dim=-1).clamp_min(1e-8))[..., None]
-    return torch.cat([model.sample(chunk) for chunk in latents.flatten(0, 1).split(CHUNK)])
+    steps = (straight * (lengths / straight.norm(dim=-1).clamp_min(1e-8))[..., None]).flatten(0, 1)
+    if conditions is not None:
+        conditions = conditions[torch.arange(walks) % len(conditions)].repeat_interleave(WALK, dim=0)
+    path = (steps, *(level[:1].expand(len(steps), *level.shape[1:]) for level in finer))
+    return model.sample_all(path if finer else steps, conditions)
 
 
 def write(samples: Tensor, folder: Path, name: str, separate: str | None, columns: int | None = None) -> Path:
@@ -61,3 +95,43 @@ def write(samples: Tensor, folder: Path, name: str, separate: str | None, column
         for number, sample in enumerate(samples):
             save_picture(picture(sample[None], columns=1, padding=0), path / f"{number:06d}.png")
     return path
+
+
+def translate(model: GAN, source: Path, folder: Path) -> Iterator[Path]:
+    """Make an image of an image, or of each in a folder or zip: `<folder>/<name>.png`, which are yielded.
+
+    Images are taken upright. Transparency is carried over, resized as the image is; grey stays grey.
+    """
+    files: dict[str, Callable[[], BinaryIO]]
+    if source.is_file() and source.suffix.lower() != ".zip":
+        source, files = source.parent, {source.name: partial(source.open, "rb")}  # type: ignore[dict-item]
+    else:
+        images = open_source(source, "input")
+        files = {name: partial(images.open, name) for name in images.images()}
+    for name, opened in files.items():
+        path = (folder / name).with_suffix(".png")
+        if path.resolve() == (source / name).resolve():
+            raise UserError(f"output={folder}: {path} would be written over, choose another folder")
+        try:
+            with opened() as file, Image.open(file) as image:
+                made = translated(model, image)
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on a damaged file
+            raise UserError(f"input={source / name} cannot be read as an image: {error}") from error
+        save_picture(made, path)
+        yield path
+
+
+def translated(model: GAN, image: Image.Image) -> Image.Image:
+    """What a model of images makes of one."""
+    channels = model.generator.in_channels
+    image = ImageOps.exif_transpose(image)
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+    opaque = image if alpha is None else image.convert("RGBA").convert("RGB")
+    pixels = to_unit_range(pil_to_tensor(upright(opaque, channels)))  # type: ignore[arg-type]
+    made = to_pil_image(to_uint8(model.sample(None, pixels[None].to(model.device)))[0].cpu())
+    if is_grey and channels == 3:
+        made = made.convert("L")
+    if alpha is not None:
+        made.putalpha(alpha.resize(made.size, Image.Resampling.BICUBIC))
+    return made

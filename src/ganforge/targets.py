@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ganforge.content import Content
 from ganforge.degradations import Degradation
 from ganforge.errors import UserError
 from ganforge.latents import Latent
@@ -22,7 +23,7 @@ from ganforge.metrics.pairs import PairMetric
 from ganforge.regularizers import Regularizer
 
 PACKAGES = ("ganforge", "torch.nn", "torch.optim", "lightning.pytorch")
-PARTS = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, Degradation, FeatureMetric, PairMetric)
+PARTS = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, Degradation, Content, FeatureMetric, PairMetric)
 BASES = (*PARTS, LightningDataModule, Callback, Logger, Trainer)
 
 

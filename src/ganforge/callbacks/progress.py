@@ -113,8 +113,11 @@ def steps_of(trainer: Trainer) -> int | None:
 
 
 def describe(logged: dict[str, float]) -> str:
-    names = {"D": "loss_d/total", "G": "loss_g/total"}
-    parts = [f"{short} {logged[name]:.3f}" for short, name in names.items() if name in logged]
+    """The losses as they were logged last, of several games side by side: `D 1.302/0.982  G 0.912/1.044`."""
+    parts = []
+    for short, name in {"D": "loss_d/total", "G": "loss_g/total"}.items():
+        values = [f"{value:.3f}" for tag, value in logged.items() if tag.endswith(name)]
+        parts += [f"{short} {'/'.join(values)}"] if values else []
     if rate := logged.get("time/images_per_second"):
         parts.append(f"{rate:,.0f} images/s")
     return "  ".join(parts)

@@ -1,21 +1,18 @@
 """Pictures of a training, from the same latents every time."""
 
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from ganforge.pictures import animate, picture, save_picture
-from ganforge.randomness import CHUNK
 
 
 class Samples(Callback):
-    """Draws `count` samples before training, every `every` steps and at the end, into `samples/` and TensorBoard.
+    """Draws about `count` samples before training, every `every` steps and at the end, into `samples/` and TensorBoard.
 
     At the end `samples/training.gif` shows them in motion.
     """
@@ -46,8 +43,9 @@ class Samples(Callback):
     def draw(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        chunks = [pl_module.sample_chunk(chunk) for chunk in range(ceil(self.count / CHUNK))]
-        image = picture(torch.cat(chunks)[: self.count], trainer.datamodule.real)  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        samples, columns = pl_module.preview(data, self.count)
+        image = picture(samples, data.real, columns)
         save_picture(image, picture_path(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -145,6 +145,24 @@ class TensorData(LightningDataModule):
         """The samples of a split, as they are stored, and their conditions."""
         return (self.real, self.condition) if split == "train" and self.real is not None else self.load(split)
 
+    def draw_conditions(self, count: int, generator: torch.Generator) -> Tensor:
+        """Conditions as frequent as they are in the data, for samples that are compared with them."""
+        assert self.condition is not None
+        return self.condition[torch.randint(len(self.condition), (count,), generator=generator)]
+
+    def conditions(self, labels: Sequence[Any] | None = None) -> Tensor:
+        """What these labels stand for, in a batch; by default of all, or of ten that are evenly spread.
+
+        Raises UserError for a label that the data do not have.
+        """
+        classes = self.num_classes or 0
+        if labels is None:
+            return torch.linspace(0, classes - 1, min(classes, 10)).round().long()
+        unknown = [label for label in labels if label not in range(classes)]
+        if unknown or not labels:
+            raise UserError(f"labels: must be numbers from 0 to {classes - 1}, not {unknown[0] if unknown else 'none'}")
+        return torch.tensor(labels)
+
     def fingerprint(self, split: str) -> str:
         """Tells the samples of this split from all others."""
         samples, condition = self.samples(split)

@@ -1,6 +1,7 @@
 """CelebA: faces with attributes and identities (Liu et al., 2015)."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class CelebA(Images):
         if condition == "attributes" and not attributes:
             raise ValueError("condition=attributes: say which, with data.attributes=[Smiling,Male]")
         self.split, self.split_seed = split, split_seed
-        self.conditions = condition
+        self.conditions_are = condition
         self.attributes = attributes or []
         self.download = download
 
@@ -75,6 +76,19 @@ class CelebA(Images):
         names = [names[i] for i in chosen.tolist()]
         return Listing(source, names, None if condition is None else condition[chosen])
 
+    def conditions(self, labels: Sequence[Any] | None = None) -> Tensor:
+        """Of attributes: `Smiling`, or `Smiling+Male` for both; by default none, and each alone."""
+        if self.conditions_are != "attributes":
+            return super().conditions(labels)
+        if labels is None:
+            return torch.cat([torch.zeros(1, len(self.attributes)), torch.eye(len(self.attributes))])
+        wanted = [str(label).split("+") for label in labels]
+        unknown = [name for names in wanted for name in names if name not in self.attributes]
+        if unknown or not wanted:
+            known = ", ".join(self.attributes)
+            raise UserError(f"labels: this run knows {known}, or several as in A+B, not {(unknown or ['nothing'])[0]}")
+        return torch.tensor([[float(name in names) for name in self.attributes] for names in wanted])
+
     def _folder(self) -> Path | None:
         folders = [self.root / "celeba", self.root]
         return next((folder for folder in folders if any(map(Path.exists, _stores(folder)))), None)
@@ -96,10 +110,10 @@ class CelebA(Images):
         return {"train": train, "valid": valid, "test": test}[split].sort().values
 
     def _condition(self, folder: Path, names: list[str]) -> Tensor | None:
-        if self.conditions == "none":
+        if self.conditions_are == "none":
             return None
-        need = f"data.condition={self.conditions}"
-        if self.conditions == "identity":
+        need = f"data.condition={self.conditions_are}"
+        if self.conditions_are == "identity":
             rows = _table(folder / "identity_CelebA.txt", names, need, "data.condition=none")
             return torch.tensor([int(row[0]) - 1 for row in rows])
         path = folder / "list_attr_celeba.txt"

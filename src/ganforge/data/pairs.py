@@ -243,12 +243,24 @@ class Pairs(TensorData):
             shares.append(torch.utils.data.Subset(images, rows))
         return [DataLoader(share, batch_size=None) for share in shares]
 
+    def examples(self, count: int) -> Batch:
+        """Crops of the middle to be looked at, of images for validation where they are large enough, else of others."""
+        sets: list[Any] = [images.high for images in self.whole_images("valid")] if self.low is None else []
+        photographs: Any = next((found for found in sets if found.sizes.min() >= self.image_size), self.real)
+        rows = torch.arange(min(count, len(photographs)))
+        corners = (photographs.sizes[rows] - self.image_size) // 2 // self.scale
+        crops = photographs.crops(rows, corners * self.scale, self.image_size)
+        low = None if self.low is None else self.low.crops(rows, corners, self.image_size // self.scale)
+        random = generator(self.seed, Stream.SAMPLES)
+        return self._finish(crops, low, lambda shape: torch.randn(tuple(shape), generator=random), torch.float32)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         assert self.trainer is not None
+        dtype: Any = self.trainer.lightning_module.dtype
         if not isinstance(batch, Batch):
             index, real, condition = batch
             random = generator(self.seed, Stream.SAMPLES, dataloader_idx, index)
-            return self._finish(real, condition, lambda shape: torch.randn(tuple(shape), generator=random))
+            return self._finish(real, condition, lambda shape: torch.randn(tuple(shape), generator=random), dtype)
         draw = Rows(generator(self.seed, Stream.AUGMENT, self.trainer.global_step), self.share)
         real, condition = batch
         if self.turn:
@@ -258,16 +270,15 @@ class Pairs(TensorData):
             real,
             condition,
             lambda shape: draw(lambda count, generator: torch.randn(count, *shape[1:], generator=generator), shape[0]),
+            dtype,
         )
 
-    def _finish(self, real: Tensor, condition: Tensor | None, noise: Any) -> Batch:
-        assert self.trainer is not None
+    def _finish(self, real: Tensor, condition: Tensor | None, noise: Any, dtype: torch.dtype) -> Batch:
         real = to_unit_range(real)
         if self.degradation is not None:
             condition = self.degradation(real, noise)
         elif condition is not None:
             condition = to_unit_range(condition)
-        dtype: Any = self.trainer.lightning_module.dtype
         return Batch(real.to(dtype), condition.to(dtype))  # type: ignore[union-attr]
 
 

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from math import ceil
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -14,11 +15,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ganforge import randomness
-from ganforge.data.base import Batch
-from ganforge.latents import Latent
+from ganforge.data.base import Batch, TensorData
+from ganforge.latents import Latent, joined, picked
 from ganforge.losses import Loss
 from ganforge.models.averaging import Fed, moving_average
-from ganforge.randomness import Stream
+from ganforge.randomness import CHUNK, Stream
 from ganforge.regularizers import Regularizer
 
 Terms = dict[str, Tensor]
@@ -26,10 +27,12 @@ Terms = dict[str, Tensor]
 
 
 class Game(NamedTuple):
-    """One discriminator against one generator; `name` distinguishes the games of a model that plays several."""
+    """One discriminator against one generator, which gets a latent unless that is None; `name` distinguishes the games
+    of a model that plays several."""
 
     generator: nn.Module
     discriminator: nn.Module
+    latent: Latent | None
     name: str = ""
 
     def tag(self, value: str) -> str:
@@ -44,14 +47,20 @@ class GAN(LightningModule):
     updates of G; `trainer.global_step` counts steps, not optimizer calls. Optimizers and `schedule` are partials that
     lack the parameters, or the optimizer. `gradient_clip` is a maximal norm per network.
 
-    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`.
+    `init_from` is a run folder whose weights training starts with.
+
+    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`, and `seen_by` where a game sees
+    something else of a batch.
     """
+
+    from_images: ClassVar[bool] = False
+    """Whether samples are made of the images of pairs."""
 
     def __init__(
         self,
         generator: nn.Module,
         discriminator: nn.Module,
-        latent: Latent,
+        latent: Latent | None,
         loss: Loss,
         regularizers: Mapping[str, Regularizer],
         generator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
@@ -63,6 +72,7 @@ class GAN(LightningModule):
         moving_average_decay: float | None = 0.999,
         moving_average_every: int = 10,
         compile: bool = False,
+        init_from: str | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -93,6 +103,7 @@ class GAN(LightningModule):
         self.discriminator_steps = discriminator_steps
         self.generator_steps = generator_steps
         self.gradient_clip = gradient_clip
+        self.init_from = init_from
         self.seed = seed
         self.average: AveragedModel | None = None
         self.average_every = moving_average_every
@@ -117,9 +128,12 @@ class GAN(LightningModule):
 
     @property
     def games(self) -> list[Game]:
-        return [Game(self.generator, self.discriminator)]
+        return [Game(self.generator, self.discriminator, self.latent)]
 
-    def generate(self, game: Game, latent: Tensor | None, condition: Tensor | None) -> Tensor:
+    def seen_by(self, game: Game, batch: Batch) -> Batch:
+        return batch
+
+    def generate(self, game: Game, latent: Any, condition: Any) -> Tensor:
         return game.generator(latent, condition)
 
     def discriminator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
@@ -160,26 +174,28 @@ class GAN(LightningModule):
 
     def play(self, game: Game, batch: Batch, optimizer_d: Optimizer, optimizer_g: Optimizer) -> None:
         """One step of one game."""
-        parts = batch.split(self.discriminator_steps)
+        parts = [self.seen_by(game, part) for part in batch.split(self.discriminator_steps)]
         for part in parts:
             # the last fake serves G's first update as well: G does not change in between
             with torch.set_grad_enabled(part is parts[-1]):
-                fake = self.generate(game, self.draw_latent(part.size), part.condition)
+                fake = self.generate(game, self.draw_latent(game, part.size), part.condition)
             terms = self.discriminator_loss(game, part, fake.detach())
             self._update(game, "d", game.discriminator, optimizer_d, terms)
         for repetition in range(self.generator_steps):
             if repetition > 0:
-                fake = self.generate(game, self.draw_latent(part.size), part.condition)
+                fake = self.generate(game, self.draw_latent(game, part.size), part.condition)
             with _frozen(optimizer_d):
                 terms = self.generator_loss(game, part, fake)
                 self._update(game, "g", game.generator, optimizer_g, terms)
 
-    def draw_latent(self, count: int) -> Tensor:
+    def draw_latent(self, game: Game, count: int) -> Tensor | None:
         """This rank's rows of the latent of the whole batch."""
-        return self._place(randomness.for_batch(self.latent, count))
+        return None if game.latent is None else self._place(randomness.for_batch(game.latent, count))
 
-    def _place(self, latent: Tensor) -> Tensor:
-        return latent.to(device=self.device, dtype=self.dtype)  # type: ignore[arg-type]
+    def _place(self, latent: Any) -> Any:
+        if isinstance(latent, tuple):
+            return tuple(map(self._place, latent))
+        return latent.to(device=self.device, dtype=self.dtype)
 
     def record(self, game: Game, name: str, value: Tensor) -> None:
         """Log the mean of a value, if this step is one that logs."""
@@ -271,6 +287,10 @@ class GAN(LightningModule):
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of another run, moving averages included."""
+        self.load_state_dict(state)
+
     # Sampling ----------------------------------------------------------------------------------------------------
 
     @property
@@ -278,26 +298,66 @@ class GAN(LightningModule):
         """The generator that samples are drawn from: the moving average if there is one."""
         return self.generator if self.average is None else self.average.module
 
+    @property
+    def condition_size(self) -> int | None:
+        """How many classes or attributes the generator is conditioned on; None if on none."""
+        return getattr(self.generator, "condition_size", None)
+
     @torch.no_grad()
-    def sample(self, latent: Tensor | None, condition: Tensor | None = None) -> Tensor:
+    def sample(self, latent: Any, condition: Tensor | None = None) -> Tensor:
         """Samples, without a trace in the training state."""
         generator = self.sampler
         was_training = generator.training
         generator.eval()
         try:
-            return self.generate(Game(generator, self.discriminator), latent, condition)
+            return self.generate(Game(generator, self.discriminator, self.latent), latent, condition)
         finally:
             generator.train(was_training)
 
-    def sample_inputs(
-        self, chunk: int, seed: int | None = None, stream: Stream = Stream.SAMPLES
-    ) -> tuple[Tensor, Tensor | None]:
-        """Latent and condition of evaluation samples chunk * CHUNK, ... of a seed, the run's own by default."""
-        latent = randomness.sample_chunk(self.latent, self.seed if seed is None else seed, chunk, stream)
-        return self._place(latent), None
+    def samples(self, count: int, seed: int | None = None, conditions: Tensor | None = None) -> Tensor:
+        """The first `count` samples of a seed, the run's own by default: whoever asks for how many, they are the same.
 
-    def sample_chunk(self, chunk: int, seed: int | None = None) -> Tensor:
-        return self.sample(*self.sample_inputs(chunk, seed))
+        `conditions` (R, ...) ask for R rows of ceil(count / R) samples, of one condition a row and one latent a column.
+        """
+        columns = count if conditions is None else ceil(count / len(conditions))
+        latents = self.latents(columns, self.seed if seed is None else seed)
+        if conditions is None:
+            return self.sample_all(latents)
+        column = torch.arange(columns).repeat(len(conditions))
+        return self.sample_all(picked(latents, column), conditions.repeat_interleave(columns, dim=0))
+
+    def latents(self, count: int, seed: int) -> Any:
+        """The latents of the first `count` evaluation samples of a seed."""
+        assert self.latent is not None
+        drawn = [randomness.sample_chunk(self.latent, seed, chunk) for chunk in range(ceil(count / CHUNK))]
+        return picked(joined(drawn), torch.arange(count))
+
+    def sample_all(self, latents: Any, conditions: Tensor | None = None) -> Tensor:
+        """A sample of each latent, in chunks."""
+        count = len(latents[0] if isinstance(latents, tuple) else latents)
+        found = []
+        for rows in torch.arange(ceil(count / CHUNK) * CHUNK).clamp_max(count - 1).split(CHUNK):
+            condition = None if conditions is None else conditions[rows].to(self.device)
+            found.append(self.sample(self._place(picked(latents, rows)), condition))
+        return torch.cat(found)[:count]
+
+    def preview(self, data: TensorData, count: int) -> tuple[Tensor, int | None]:
+        """About `count` samples that show how training goes, and how many make a row of a grid if that matters."""
+        if self.condition_size is None:
+            return self.samples(count), None
+        conditions = data.conditions()
+        samples = self.samples(count, conditions=conditions)
+        return samples, len(samples) // len(conditions)
+
+    def sample_inputs(self, chunk: int, stream: Stream = Stream.SAMPLES) -> tuple[Any, Tensor | None]:
+        """Latents of the evaluation samples chunk * CHUNK, ..., and conditions like those of the data."""
+        assert self.latent is not None
+        latent = self._place(randomness.sample_chunk(self.latent, self.seed, chunk, stream))
+        if self.condition_size is None:
+            return latent, None
+        draw = self.trainer.datamodule.draw_conditions  # type: ignore[attr-defined]
+        place = randomness.generator(self.seed, Stream.CONDITIONS, stream, chunk)
+        return latent, draw(CHUNK, place).to(self.device)
 
     def validation_step(self, chunk: int, batch_idx: int) -> Batch:  # type: ignore[override]
         latent, condition = self.sample_inputs(chunk)
@@ -310,7 +370,7 @@ class GAN(LightningModule):
         generator = self.sampler
         before = {name: buffer.clone() for name, buffer in generator.named_buffers()}
         was_training = generator.training
-        game = Game(generator, self.discriminator)
+        game = Game(generator, self.discriminator, self.latent)
         update_bn(
             range(chunks), Fed(generator, lambda i: self.generate(game, *self.sample_inputs(i, stream=Stream.STANDING)))
         )

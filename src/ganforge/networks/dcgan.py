@@ -150,9 +150,10 @@ class Discriminator(nn.Module):
             if dropout:
                 modules.append(nn.Dropout(dropout))
             before = after
-        self.layers = nn.Sequential(*modules, _Vector(), nn.Linear(before * side**2, 1), nn.Flatten(0))
+        self.features = nn.Sequential(*modules, _Vector())
+        self.head = nn.Linear(before * side**2, 1)
         self.apply(initialize)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.layers(sample)
+        return self.head(self.features(sample)).flatten(0)

@@ -1,0 +1,134 @@
+"""Networks that are conditioned on labels or attributes (Mirza and Osindero, 2014)."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from ganforge.networks import dcgan
+
+
+class Embedding(nn.Module):
+    """Labels (N,), or attributes (N, size) of 0 or 1, to vectors (N, features): one learnt vector each, summed."""
+
+    def __init__(self, size: int, features: int, std: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(std * torch.randn(size, features))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        if condition.ndim == 1:
+            return embedding(condition, self.weight)
+        return condition.to(self.weight.dtype) @ self.weight
+
+
+class Generator(nn.Module):
+    """The paper's perceptron: latent and condition each to a hidden layer of their own, then to one they share.
+
+    From a latent (N, latent_size) and a condition of `condition_size` classes or attributes to samples (N, *shape).
+    """
+
+    def __init__(
+        self,
+        latent_size: int,
+        condition_size: int,
+        shape: Sequence[int],
+        latent_hidden: int = 200,
+        condition_hidden: int = 1000,
+        hidden: int = 1200,
+    ):
+        super().__init__()
+        self.condition_size = condition_size
+        self.latent = nn.Sequential(nn.Linear(latent_size, latent_hidden), nn.ReLU())
+        self.condition = nn.Sequential(Embedding(condition_size, condition_hidden, std=0.1), nn.ReLU())
+        self.joint = nn.Sequential(
+            nn.Linear(latent_hidden + condition_hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, prod(shape)),
+            nn.Tanh(),
+            nn.Unflatten(1, tuple(shape)),
+        )
+
+    def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
+        return self.joint(torch.cat([self.latent(latent), self.condition(condition)], dim=1))
+
+
+class Largest(nn.Module):
+    """The largest of each `pieces` neighbouring features: with a linear layer, maxout (Goodfellow et al., 2013)."""
+
+    def __init__(self, pieces: int):
+        super().__init__()
+        self.pieces = pieces
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.unflatten(1, (-1, self.pieces)).amax(2)
+
+
+class Discriminator(nn.Module):
+    """The paper's maxout network: samples (N, *shape) with their condition to logits (N,)."""
+
+    def __init__(
+        self,
+        condition_size: int,
+        shape: Sequence[int],
+        sample_hidden: int = 240,
+        condition_hidden: int = 50,
+        hidden: int = 240,
+        dropout: float = 0.5,
+    ):
+        super().__init__()
+        self.sample = nn.Sequential(
+            nn.Flatten(), nn.Linear(prod(shape), 5 * sample_hidden), Largest(5), nn.Dropout(dropout)
+        )
+        self.condition = nn.Sequential(Embedding(condition_size, 5 * condition_hidden), Largest(5), nn.Dropout(dropout))
+        self.joint = nn.Sequential(
+            nn.Linear(sample_hidden + condition_hidden, 4 * hidden),
+            Largest(4),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, 1),
+            nn.Flatten(0),
+        )
+
+    def forward(self, sample: Tensor, condition: Tensor) -> Tensor:
+        return self.joint(torch.cat([self.sample(sample), self.condition(condition)], dim=1))
+
+
+class ConvGenerator(dcgan.Generator):
+    """DCGAN's generator with the condition's embedding beside the latent."""
+
+    def __init__(self, latent_size: int, condition_size: int, embedding_size: int = 10, **options: Any):
+        super().__init__(latent_size + embedding_size, **options)
+        self.condition_size = condition_size
+        self.embedding = Embedding(condition_size, embedding_size)
+
+    def forward(self, latent: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(torch.cat([latent, self.embedding(condition)], dim=1))
+
+
+class ConvDiscriminator(dcgan.Discriminator):
+    """DCGAN's discriminator with the condition as one more channel of the image."""
+
+    def __init__(self, image_size: int, channels: int, condition_size: int, **options: Any):
+        super().__init__(image_size, channels + 1, **options)
+        self.plane = nn.Sequential(
+            Embedding(condition_size, image_size**2), nn.Unflatten(1, (1, image_size, image_size))
+        )
+
+    def forward(self, sample: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
+        seen = torch.cat([sample, self.plane(condition).to(sample.dtype)], dim=1)
+        return super().forward(seen.contiguous(memory_format=torch.channels_last))
+
+
+class ProjectionDiscriminator(dcgan.Discriminator):
+    """DCGAN's discriminator, to whose logit the inner product of features and condition is added (Miyato and Koyama,
+    2018)."""
+
+    def __init__(self, image_size: int, channels: int, condition_size: int, **options: Any):
+        super().__init__(image_size, channels, **options)
+        self.embedding = Embedding(condition_size, self.head.in_features, std=0.02)
+
+    def forward(self, sample: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
+        features = self.features(sample)
+        return self.head(features).flatten(0) + (features * self.embedding(condition)).sum(1)
