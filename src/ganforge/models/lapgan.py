@@ -1,0 +1,62 @@
+"""Images from coarse to fine, a game for each size (LAPGAN, Denton et al., 2015)."""
+
+from collections.abc import Sequence
+from math import ceil, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ganforge.data.base import Batch, TensorData
+from ganforge.latents import Levels, Uniform
+from ganforge.models.gan import GAN, Game
+from ganforge.networks.lapgan import Coarse, resized
+
+
+class LAPGAN(GAN):
+    """A game for each level of a Laplacian pyramid: finer levels add detail to real coarse images, without each other.
+
+    `generator` and `discriminator` hold networks for the same `levels`. Detail comes from noise, uniform on [-1, 1).
+    `train_levels` are the sizes to train, null: all; the others stay as they are, as `init_from` or chance has them.
+    """
+
+    def __init__(self, train_levels: Sequence[int] | None = None, **options: Any):
+        super().__init__(**options)
+        self.sizes: tuple[int, ...] = self.generator.sizes  # type: ignore[assignment]
+        assert self.latent is not None
+        self.latent = Levels([self.latent, *(Uniform(size**2) for size in self.sizes[1:])])
+        unknown = set(train_levels or ()) - set(self.sizes)
+        if unknown:
+            raise ValueError(f"train_levels={list(unknown)}: the levels are {list(self.sizes)}")
+        self.train_levels = [size for size in self.sizes if train_levels is None or size in train_levels]
+
+    @property
+    def games(self) -> list[Game]:
+        levels: Any = self.generator.levels, self.discriminator.levels, self.latent.levels  # type: ignore[union-attr]
+        return [
+            Game(generator, discriminator, latent, f"level_{size}")
+            for size, generator, discriminator, latent in zip(self.sizes, *levels, strict=True)
+            if size in self.train_levels
+        ]
+
+    def seen_by(self, game: Game, batch: Batch) -> Batch:
+        """Real images at the size of a level, and what the level below could tell of them."""
+        level = list(self.generator.levels).index(game.generator)  # type: ignore[arg-type]
+        real = batch.real
+        for size in reversed(self.sizes[level:-1]):
+            real = resized(real, size)
+        coarse = resized(resized(real, self.sizes[level - 1]), self.sizes[level]) if level else None
+        return Batch(real, Coarse(coarse, batch.condition))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def preview(self, data: TensorData, count: int) -> tuple[Tensor, int]:
+        """Samples from coarse to fine, side by side."""
+        count = max(1, count // len(self.sizes))
+        conditions = None
+        if self.condition_size is not None:
+            kinds = data.conditions()
+            conditions = kinds[torch.arange(count) % len(kinds)].to(self.device)
+        steps = self.sampler.steps(self._place(self.latents(count, self.seed)), conditions)  # type: ignore[operator]
+        shown = [interpolate(images, self.sizes[-1]) for images in steps]
+        return torch.stack(shown, dim=1).flatten(0, 1), len(self.sizes) * ceil(sqrt(count / len(self.sizes)))
