@@ -2,12 +2,16 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, TINY_DCGAN, composed, fitted
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torchvision.models import get_model
 
+from ganforge.errors import UserError
 from ganforge.experiment import build
 from ganforge.targets import check_targets
 
@@ -19,7 +23,7 @@ def options(group: str) -> list[str]:
 
 
 GROUPS = ["model", "data", "degradation", "loss", "regularizer", "schedule", "trainer", "callbacks", "logger"]
-GROUPS += ["experiment", "metrics"]
+GROUPS += ["experiment", "metrics", "content"]
 CHOICES = [(group, option) for group in GROUPS for option in options(group)]
 POINTS = ("quadratic", "ring", "grid")
 NEEDS = {("data", name): ["model=gan"] for name in POINTS}
@@ -29,6 +33,10 @@ NEEDS["degradation", "none"].append("data.low_root=elsewhere")
 NEEDS |= {("metrics", name): ["data=grid", "model=gan"] for name in ("points", "mixture")}
 NEEDS |= {("metrics", "stacked"): ["data=stacked_mnist"], ("metrics", "pairs"): ["data=pairs"]}
 NEEDS["regularizer", "gradient_penalty"] = ["model.discriminator.normalization=null"]
+PHOTOGRAPHS = ["data=pairs", "data.root=somewhere", "content=pixels"]
+NEEDS |= {("model", name): PHOTOGRAPHS for name in ("srgan", "pix2pix")}
+NEEDS |= {("content", name): ["model=pix2pix", *PHOTOGRAPHS[:2]] for name in options("content")}
+NEEDS |= {("experiment", name): PHOTOGRAPHS[1:] for name in ("srresnet_quick", "srgan_quick")}
 
 
 def test_no_group_is_forgotten() -> None:
@@ -40,6 +48,11 @@ def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, opti
     extra = list(NEEDS.get((group, option), []))
     if (group, option) == ("trainer", "gpu"):
         extra.append("trainer.accelerator=cpu")  # there may be none here
+    if group == "content" and option.startswith("vgg"):
+        torch.save(
+            get_model(option.partition("_")[0]).features[:6].state_dict(), tmp_path / "vgg.pth"
+        )  # nothing is fetched
+        extra += [f"content.weights={tmp_path / 'vgg.pth'}", "content.layers=6"]
     config = composed(*extra[:1], f"{group}={option}", *extra[1:])
     check_targets(config)  # or such a run could not be resumed
     assert not OmegaConf.missing_keys(config)
@@ -48,22 +61,48 @@ def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, opti
         assert callable(instantiate(config.schedule))
 
 
+TINY = {"cgan": ["model.generator.hidden=8", "model.discriminator.hidden=8"]}
+TINY |= {name: [*TINY_DCGAN, "model.generator.hidden=8"] for name in ("lapgan", "lapgan_conditional")}
+TINY["srgan"] = [*TINY_DCGAN, "content=pixels", "model.generator.blocks=1", "model.stage=adversarial"]
+TINY["pix2pix"] = [*TINY_DCGAN, "model.generator.depth=2", "model.discriminator.layers=1"]
+CONDITIONAL = ("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional")
+CONDITIONS: dict[str, Any] = {
+    "celeba": ["data.condition=attributes", "data.attributes=[Smiling]"],
+    "folder": ["data.condition=labels", "data.num_classes=3"],
+    "pairs": None,
+}
+"""How data that have no labels by default get some."""
+
+
 @pytest.mark.parametrize(("model", "data"), list(product(options("model"), options("data"))))
 def test_models_train_on_data_that_fits(
     tmp_path: Path, fake_mnist: Path, pictures: Path, fake_celeba: Path, model: str, data: str
 ) -> None:
     arguments = [f"model={model}", f"data={data}", "data.batch_size=8"]
-    if data in POINTS and model != "gan":
-        with pytest.raises(Exception, match=r"data\.image_size"):
-            build(composed(*arguments), tmp_path)
+    if data in POINTS:
+        if model == "gan":
+            assert fitted(tmp_path, *arguments, "evaluate_every=1", "data.num_samples=64").trainer.global_step == 2
+        else:
+            with pytest.raises(Exception, match=r"data\.(image_size|channels)|conditioned on labels"):
+                build(composed(*arguments), tmp_path)
         return
-    if data not in POINTS:
-        root = {"celeba": fake_celeba, "folder": pictures, "pairs": pictures}.get(data, fake_mnist)
-        arguments += [f"data.root={root}", "data.image_size=28"]
+    root = {"celeba": fake_celeba, "folder": pictures, "pairs": pictures}.get(data, fake_mnist)
+    arguments += [f"data.root={root}", "data.image_size=28"]
     if data != "pairs":  # whose validations need a model from images to images
         arguments += ["evaluate_every=1", "data.num_samples=64"]
     if data in ("celeba", "folder"):
         arguments.append("extractor=digits")  # nothing is fetched
     if model != "gan":
-        arguments += TINY_DCGAN
+        arguments += TINY.get(model, TINY_DCGAN)
+    if model in ("srgan", "pix2pix"):
+        if data != "pairs":
+            with pytest.raises(UserError, match="needs data=pairs"):
+                build(composed(*arguments), tmp_path)
+            return
+    elif model in CONDITIONAL and data in CONDITIONS:
+        with pytest.raises(Exception, match="conditioned on labels, which these data do not have"):
+            build(composed(*arguments), tmp_path)
+        if CONDITIONS[data] is None:
+            return
+        arguments += CONDITIONS[data]
     assert fitted(tmp_path, *arguments).trainer.global_step == 2

@@ -1,0 +1,48 @@
+"""From images to images, with pairs to learn from (Isola et al., 2017)."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ganforge.content import Content
+from ganforge.data.base import Batch
+from ganforge.models.gan import GAN, Game, Terms
+
+
+class Pix2Pix(GAN):
+    """Images are made of other images, the condition, and shall be right besides looking real.
+
+    The generator's loss is `adversarial_weight` times the adversarial one plus `content_weight` times `content`.
+    """
+
+    from_images: ClassVar[bool] = True
+
+    def __init__(
+        self, content: Content, content_weight: float = 100.0, adversarial_weight: float = 1.0, **options: Any
+    ):
+        super().__init__(**options)
+        if min(content_weight, adversarial_weight) < 0:
+            raise ValueError("content_weight and adversarial_weight must not be negative")
+        self.content = content
+        self.content_weight = content_weight
+        self.adversarial_weight = adversarial_weight
+
+    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
+        adversarial = self.adversarial_weight * super().generator_loss(game, batch, fake)["adversarial"]
+        return {"adversarial": adversarial, "content": self.content_weight * self.content(fake, batch.real)}
+
+    def configure_optimizers(self) -> Any:
+        self.content.prepare()  # here, as only training needs it
+        return super().configure_optimizers()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # type: ignore[override]
+        return self.sample(None, batch.condition)
+
+    def preview(self, data: Any, count: int) -> tuple[Tensor, int]:
+        """Triples: the condition, what is made of it, and what is right."""
+        real, condition = data.examples(max(1, count // 3))
+        fake = torch.cat([self.sample(None, image.to(self.device, self.dtype)) for image in condition.split(1)]).cpu()
+        shown = interpolate(condition, real.shape[-2:]).expand_as(real)
+        return torch.stack([shown, fake.float(), real], 1).flatten(0, 1), 9

@@ -1,0 +1,63 @@
+"""Photographs made larger (SRGAN, Ledig et al., 2017)."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ganforge.content import Pixels
+from ganforge.data.base import Batch
+from ganforge.models.gan import Game, Terms
+from ganforge.models.pix2pix import Pix2Pix
+from ganforge.models.tiling import in_tiles
+
+
+class SRGAN(Pix2Pix):
+    """`stage` pretrain minimises the squared error of pixels alone; adversarial then starts from it, with `init_from`.
+
+    The weight of the adversarial loss rises along a line over the first `adversarial_ramp` steps. Images larger than
+    `tile` pixels a side are made in tiles that overlap by `margin`; null: always whole.
+    """
+
+    def __init__(
+        self,
+        stage: str = "pretrain",
+        adversarial_ramp: int = 0,
+        tile: int | None = 256,
+        margin: int = 48,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        if stage not in ("pretrain", "adversarial"):
+            raise ValueError(f"stage={stage}: must be pretrain or adversarial")
+        if min(adversarial_ramp, margin) < 0 or (tile is not None and tile < 1):
+            raise ValueError("adversarial_ramp and margin must not be negative, and tile at least 1, or null")
+        self.stage = stage
+        if stage == "pretrain":
+            self.content = Pixels(power=2)
+        self.adversarial_ramp = adversarial_ramp
+        self.tile = tile
+        self.margin = margin
+
+    def play(self, game: Game, batch: Batch, optimizer_d: Optimizer, optimizer_g: Optimizer) -> None:
+        if self.stage == "adversarial":
+            super().play(game, batch, optimizer_d, optimizer_g)
+            return
+        fake = self.generate(game, None, batch.condition)
+        self._update(game, "g", game.generator, optimizer_g, {"content": self.content(fake, batch.real)})
+
+    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
+        terms = super().generator_loss(game, batch, fake)
+        if self.adversarial_ramp:
+            terms["adversarial"] = min(1.0, self.step_number / self.adversarial_ramp) * terms["adversarial"]
+        return terms
+
+    def generate(self, game: Game, latent: Any, condition: Any) -> Tensor:
+        if self.tile is None or game.generator.training:
+            return super().generate(game, latent, condition)
+        return in_tiles(lambda part: game.generator(latent, part), condition, self.tile, self.margin)
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Take the generator's weights, moving average included; the discriminator's have not been trained."""
+        kept = {name: value for name, value in state.items() if not name.startswith("discriminator.")}
+        self.load_state_dict({**self.state_dict(), **kept})

@@ -1,0 +1,114 @@
+"""The generator and the discriminator of pix2pix (Isola et al., 2017)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+
+from ganforge.networks.dcgan import initialize
+
+Layer = Callable[..., nn.Module]
+
+
+class _Level(nn.Module):
+    """Half the size, what lies below, and twice the size again; the input is passed along beside the result."""
+
+    def __init__(self, before: int, after: int, below: nn.Module | None, normalization: Layer | None, dropout: float):
+        super().__init__()
+
+        def normalized(features: int) -> list[nn.Module]:
+            return [] if normalization is None else [normalization(features)]
+
+        down = [nn.LeakyReLU(0.2), nn.Conv2d(before, after, 4, 2, 1, bias=normalization is None)]
+        # the innermost map may be a single pixel, which has nothing to be normalised with
+        self.down = nn.Sequential(*down, *(normalized(after) if below else []))
+        self.below = below
+        up = [nn.ReLU(), nn.ConvTranspose2d(after * (2 if below else 1), before, 4, 2, 1, bias=normalization is None)]
+        self.up = nn.Sequential(*up, *normalized(before), *([nn.Dropout(dropout)] if dropout else []))
+
+    def forward(self, features: Tensor) -> Tensor:
+        down = self.down(features)
+        return torch.cat([features, self.up(down if self.below is None else self.below(down))], dim=1)
+
+
+class Generator(nn.Module):
+    """U-Net from images (N, in_channels, h, w) to images (N, channels, scale * h, scale * w) in [-1, 1], of any size.
+
+    The size is halved `depth` times, to channels of at most 8 * `width`; the three innermost levels have `dropout`,
+    the paper's only noise. `scale` > 1 enlarges the condition first, bicubically. `normalization` makes a layer from a
+    number of channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int = 3,
+        scale: int = 1,
+        width: int = 64,
+        depth: int = 8,
+        dropout: float = 0.5,
+        normalization: Layer | None = nn.BatchNorm2d,
+    ):
+        super().__init__()
+        if depth < 2:
+            raise ValueError(f"depth={depth}: a U-Net has at least 2 levels")
+        self.in_channels = in_channels
+        self.scale = scale
+        self.multiple = 2**depth
+        widths = [width * min(2**i, 8) for i in range(depth)]
+        level: nn.Module | None = None
+        for i in reversed(range(1, depth)):
+            noisy = i < depth - 1 and i >= depth - 4
+            level = _Level(widths[i - 1], widths[i], level, normalization, dropout if noisy else 0.0)
+        assert level is not None
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, width, 4, 2, 1),
+            level,
+            nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, channels, 4, 2, 1),
+            nn.Tanh(),
+        )
+        self.apply(initialize)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, latent: None, condition: Tensor) -> Tensor:
+        if self.scale > 1:
+            condition = interpolate(condition, scale_factor=float(self.scale), mode="bicubic")
+        height, width = condition.shape[-2:]
+        below, right = -height % self.multiple, -width % self.multiple
+        padded = pad(condition, (0, right, 0, below), mode="replicate")
+        return self.layers(padded.contiguous(memory_format=torch.channels_last))[..., :height, :width]
+
+
+class PatchDiscriminator(nn.Module):
+    """Whether patches of an image suit the condition: images (N, channels, H, W) to maps of logits (N, 1, h, w).
+
+    A condition (N, in_channels, ...) is resized to the image. 3 `layers` look at 70 x 70 pixels each.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int = 3,
+        width: int = 64,
+        layers: int = 3,
+        normalization: Layer | None = nn.BatchNorm2d,
+    ):
+        super().__init__()
+        widths = [width * min(2**i, 8) for i in range(layers + 1)]
+        modules: list[nn.Module] = [nn.Conv2d(in_channels + channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        for i in range(1, layers + 1):
+            stride = 2 if i < layers else 1
+            modules.append(nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=normalization is None))
+            modules += [] if normalization is None else [normalization(widths[i])]
+            modules.append(nn.LeakyReLU(0.2, inplace=True))
+        self.layers = nn.Sequential(*modules, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        self.apply(initialize)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, sample: Tensor, condition: Tensor) -> Tensor:
+        if condition.shape[-2:] != sample.shape[-2:]:
+            condition = interpolate(condition, sample.shape[-2:], mode="bicubic")
+        both = torch.cat([condition.to(sample.dtype), sample], dim=1)
+        return self.layers(both.contiguous(memory_format=torch.channels_last))
