@@ -24,6 +24,19 @@ TINY_POINTS = ["model=gan", "data=quadratic", "data.size=100", "data.batch_size=
 TINY_POINTS += ["model.generator.hidden=[8]", "model.discriminator.hidden=[8]"]
 TINY_MLP = ["model.generator.hidden=[16]", "model.discriminator.hidden=[16]"]
 TINY_DCGAN = ["model.generator.width=4", "model.discriminator.width=4"]
+TINY = {
+    "gan": [],
+    "cgan": ["model.generator.hidden=8", "model.discriminator.hidden=8"],
+    "lapgan": [*TINY_DCGAN, "model.generator.hidden=8", "model.discriminator.hidden=8"],
+    "srgan": [*TINY_DCGAN, "model.generator.blocks=1", "model.stage=adversarial", "content=pixels"],
+    "pix2pix": [*TINY_DCGAN, "model.generator.depth=2", "model.discriminator.layers=1"],
+}
+TINY["lapgan_conditional"] = TINY["lapgan"]
+
+
+def tiny(model: str, *overrides: str) -> list[str]:
+    """A model that is small enough for tests."""
+    return [f"model={model}", *TINY.get(model, TINY_DCGAN), *overrides]
 
 
 def composed(*overrides: str, config: str = "train") -> DictConfig:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY_DCGAN, composed, fitted
+from conftest import ROOT, composed, fitted, tiny
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torchvision.models import get_model
@@ -23,7 +23,7 @@ def options(group: str) -> list[str]:
 
 
 GROUPS = ["model", "data", "degradation", "loss", "regularizer", "schedule", "trainer", "callbacks", "logger"]
-GROUPS += ["experiment", "metrics", "content"]
+GROUPS += ["experiment", "metrics", "content", "optimizer"]
 CHOICES = [(group, option) for group in GROUPS for option in options(group)]
 POINTS = ("quadratic", "ring", "grid")
 NEEDS = {("data", name): ["model=gan"] for name in POINTS}
@@ -36,7 +36,9 @@ NEEDS["regularizer", "gradient_penalty"] = ["model.discriminator.normalization=n
 PHOTOGRAPHS = ["data=pairs", "data.root=somewhere", "content=pixels"]
 NEEDS |= {("model", name): PHOTOGRAPHS for name in ("srgan", "pix2pix")}
 NEEDS |= {("content", name): ["model=pix2pix", *PHOTOGRAPHS[:2]] for name in options("content")}
-NEEDS |= {("experiment", name): PHOTOGRAPHS[1:] for name in ("srresnet_quick", "srgan_quick")}
+NEEDS |= {("experiment", name): PHOTOGRAPHS[1:] for name in options("experiment") if name.startswith("sr")}
+NEEDS |= {("experiment", f"pix2pix_{kind}"): PHOTOGRAPHS[1:2] for kind in ("quick", "paper")}
+NEEDS["experiment", "lapgan_paper"] = ["data.root=somewhere", "extractor=digits"]
 
 
 def test_no_group_is_forgotten() -> None:
@@ -46,13 +48,14 @@ def test_no_group_is_forgotten() -> None:
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, option: str) -> None:
     extra = list(NEEDS.get((group, option), []))
-    if (group, option) == ("trainer", "gpu"):
+    if (group, option) == ("trainer", "gpu") or (group == "experiment" and option.endswith("_paper")):
         extra.append("trainer.accelerator=cpu")  # there may be none here
     if group == "content" and option.startswith("vgg"):
         torch.save(
             get_model(option.partition("_")[0]).features[:6].state_dict(), tmp_path / "vgg.pth"
         )  # nothing is fetched
         extra += [f"content.weights={tmp_path / 'vgg.pth'}", "content.layers=6"]
+    group = {"optimizer": "optimizer@model.discriminator_optimizer"}.get(group, group)
     config = composed(*extra[:1], f"{group}={option}", *extra[1:])
     check_targets(config)  # or such a run could not be resumed
     assert not OmegaConf.missing_keys(config)
@@ -61,10 +64,6 @@ def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, opti
         assert callable(instantiate(config.schedule))
 
 
-TINY = {"cgan": ["model.generator.hidden=8", "model.discriminator.hidden=8"]}
-TINY |= {name: [*TINY_DCGAN, "model.generator.hidden=8"] for name in ("lapgan", "lapgan_conditional")}
-TINY["srgan"] = [*TINY_DCGAN, "content=pixels", "model.generator.blocks=1", "model.stage=adversarial"]
-TINY["pix2pix"] = [*TINY_DCGAN, "model.generator.depth=2", "model.discriminator.layers=1"]
 CONDITIONAL = ("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional")
 CONDITIONS: dict[str, Any] = {
     "celeba": ["data.condition=attributes", "data.attributes=[Smiling]"],
@@ -78,7 +77,7 @@ CONDITIONS: dict[str, Any] = {
 def test_models_train_on_data_that_fits(
     tmp_path: Path, fake_mnist: Path, pictures: Path, fake_celeba: Path, model: str, data: str
 ) -> None:
-    arguments = [f"model={model}", f"data={data}", "data.batch_size=8"]
+    arguments = [*tiny(model), f"data={data}", "data.batch_size=8"]
     if data in POINTS:
         if model == "gan":
             assert fitted(tmp_path, *arguments, "evaluate_every=1", "data.num_samples=64").trainer.global_step == 2
@@ -92,8 +91,6 @@ def test_models_train_on_data_that_fits(
         arguments += ["evaluate_every=1", "data.num_samples=64"]
     if data in ("celeba", "folder"):
         arguments.append("extractor=digits")  # nothing is fetched
-    if model != "gan":
-        arguments += TINY.get(model, TINY_DCGAN)
     if model in ("srgan", "pix2pix"):
         if data != "pairs":
             with pytest.raises(UserError, match="needs data=pairs"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, run
+from conftest import TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, run, tiny
 from test_resume import scalars
 
 from ganforge.devices import device_count, strategy, synchronises
@@ -19,12 +19,17 @@ MODELS = {
         "model.generator.normalization._target_=torch.nn.InstanceNorm2d",
         "model.discriminator.normalization._target_=torch.nn.InstanceNorm2d",
     ],
+    "cgan": tiny("cgan"),
+    "lapgan": tiny("lapgan_conditional", "model.discriminator.dropout=0"),
+    "srgan": tiny("srgan", "data=pairs", "data.image_size=28", "model.generator.normalization=null"),
 }
+MODELS["srgan"].append("model.discriminator.normalization=null")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, name: str) -> None:
-    options = [*MODELS[name], f"data.root={fake_mnist}", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=20"]
+def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, pictures: Path, name: str) -> None:
+    root = pictures if name == "srgan" else fake_mnist
+    options = [*MODELS[name], f"data.root={root}", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=20"]
     options += ["trainer.precision=64-true", "trainer.log_every_n_steps=1", "model.discriminator_steps=2"]
     options += ["regularizer=gradient_penalty", "trainer.enable_progress_bar=false"]
     for devices in (1, 2):
@@ -33,7 +38,9 @@ def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, name: str)
         )
         assert result.returncode == 0, result.stderr
     logged = [scalars(tmp_path / str(devices)) for devices in (1, 2)]
+    game = "level_14/" if name == "lapgan" else ""
     for tag in ("loss_d/total", "loss_d/gradient_penalty", "loss_g/total", "logits/real", "gradient_norm/g"):
+        tag = game + tag
         one, two = ([value for _, value in values[tag]] for values in logged)
         assert len(one) == 20
         assert two == pytest.approx(one, rel=1e-4), tag

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import ROOT, TINY_DCGAN, TINY_POINTS, equal, fitted, run
+from conftest import ROOT, TINY_DCGAN, TINY_POINTS, equal, fitted, run, tiny
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -109,6 +109,27 @@ def test_resuming_in_the_middle_of_an_epoch_of_images(
     fitted(tmp_path / "full", *options, callbacks=[full])
     fitted(tmp_path / "resumed", *options, callbacks=[resumed], checkpoint=tmp_path / "kept" / "2.ckpt")
     assert resumed.losses == {step: values for step, values in full.losses.items() if step > 2}
+
+
+@pytest.mark.parametrize("model", ["cgan", "cgan_conv", "cgan_projection", "lapgan_conditional", "srgan", "pix2pix"])
+def test_every_variant_resumes(tmp_path: Path, pictures: Path, fake_mnist: Path, model: str) -> None:
+    options = tiny(model, "data.batch_size=8", "trainer.max_steps=5", "trainer.log_every_n_steps=1")
+    options += ["checkpoint_every=1", "schedule=linear", "model.moving_average_every=2"]
+    if model in ("srgan", "pix2pix"):  # U-Net has dropout
+        options += ["data=pairs", f"data.root={pictures}", "data.image_size=28", "degradation=noise"]
+    else:
+        options += [f"data.root={fake_mnist}", "evaluate_every=2", "data.num_samples=64"]
+    if model == "srgan":
+        options += ["degradation=bicubic", "model.adversarial_ramp=4"]
+    full, resumed = Recorder(tmp_path / "kept"), Recorder()
+    fitted(tmp_path / "full", *options, callbacks=[full])
+    fitted(tmp_path / "resumed", *options, callbacks=[resumed], checkpoint=tmp_path / "kept" / "2.ckpt")
+    assert resumed.losses == {step: values for step, values in full.losses.items() if step > 2}
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("full", "resumed")
+    ]
+    assert equal(states[0]["state_dict"], states[1]["state_dict"])
+    assert equal(states[0]["optimizer_states"], states[1]["optimizer_states"])
 
 
 def best_at(path: Path) -> int:

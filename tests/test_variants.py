@@ -1,0 +1,343 @@
+"""What sets the variants apart: conditions, levels, and images made of images."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import composed, equal, fitted, run, save_picture, tiny
+from PIL import Image
+from torch import nn
+from torchvision.models import get_model
+
+from ganforge.content import VGG16, Pixels
+from ganforge.data.base import Batch
+from ganforge.errors import UserError
+from ganforge.experiment import build, start_from
+from ganforge.models.tiling import in_tiles
+from ganforge.networks import lapgan, srresnet, unet
+from ganforge.networks.lapgan import laplacian_pyramid, levels_of, reconstructed
+
+# Conditions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cgan", "cgan_conv", "cgan_projection", "lapgan_conditional"])
+def test_conditions_matter_and_are_learnt(tmp_path: Path, fake_mnist: Path, name: str) -> None:
+    model = build(composed(*tiny(name), f"data.root={fake_mnist}"), tmp_path).model
+    latents = model.latents(4, seed=0)
+    model.average = None
+    threes, fours = (model.sample_all(latents, torch.full((4,), label)) for label in (3, 4))
+    assert not any(torch.equal(three, four) for three, four in zip(threes, fours, strict=True))
+    model.train()
+    labels = torch.tensor([3, 3, 4, 4])
+    for game in model.games:
+        seen = model.seen_by(game, Batch(threes, labels))
+        fake = model.generate(game, model.draw_latent(game, 4), seen.condition)
+        model.step_number = 1
+        terms = model.discriminator_loss(game, seen, fake.detach())
+        sum(terms.values()).backward()  # type: ignore[union-attr]
+        model.generator_loss(game, seen, fake)["adversarial"].backward()
+        for network in (game.generator, game.discriminator):
+            rows = [m.weight.grad for m in network.modules() if type(m).__name__ == "Embedding"]
+            assert rows, f"{type(network).__name__} has no embedding"
+            for grad in rows:
+                learns = grad.abs().sum(1) > 0
+                assert learns.tolist() == [label in (3, 4) for label in range(10)]
+
+
+def test_rows_of_a_grid_have_one_label_and_columns_one_latent(tmp_path: Path, fake_mnist: Path) -> None:
+    experiment = build(composed(*tiny("cgan_conv"), f"data.root={fake_mnist}"), tmp_path)
+    samples, columns = experiment.model.preview(experiment.data, 64)
+    assert columns == 7
+    assert len(samples) == 70
+    model = experiment.model
+    again = model.sample_all(model.latents(7, 0), torch.full((7,), 3))
+    torch.testing.assert_close(samples[21:28], again)
+
+
+def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> None:
+    options = ["data.condition=attributes", "data.attributes=[Smiling,Male]", f"data.root={fake_celeba}"]
+    faces = build(composed("model=cgan", "data=celeba", *options, "extractor=digits"), tmp_path).data
+    assert faces.conditions(["Smiling", "Male+Smiling"]).tolist() == [[1, 0], [1, 1]]
+    assert faces.conditions().tolist() == [[0, 0], [1, 0], [0, 1]]
+    with pytest.raises(UserError, match=r"this run knows Smiling, Male.*not Happy"):
+        faces.conditions(["Happy"])
+    digits = build(composed(*tiny("cgan"), f"data.root={fake_mnist}"), tmp_path).data
+    assert digits.conditions([7, 0]).tolist() == [7, 0]
+    for wrong in ([10], [-1], ["Smiling"], []):
+        with pytest.raises(UserError, match="labels: must be numbers from 0 to 9"):
+            digits.conditions(wrong)
+    assert (
+        len(build(composed("model=cgan", "data=stacked_mnist", f"data.root={fake_mnist}"), tmp_path).data.conditions())
+        == 10
+    )
+
+
+# The Laplacian pyramid ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(7, 14, 28), (8, 16, 32, 64), (8, 14, 28), (5, 33)])
+def test_the_pyramid_is_linear_and_invertible(sizes: tuple[int, ...]) -> None:
+    one, two = torch.rand(2, 3, 3, sizes[-1], sizes[-1]) * 2 - 1
+    pyramid = laplacian_pyramid(one, sizes)
+    assert [level.shape[-1] for level in pyramid] == list(sizes)
+    torch.testing.assert_close(reconstructed(pyramid), one, rtol=0, atol=1e-5)
+    both = laplacian_pyramid(one + 2 * two, sizes)
+    for level, first, second in zip(both, pyramid, laplacian_pyramid(two, sizes), strict=True):
+        torch.testing.assert_close(level, first + 2 * second, rtol=0, atol=1e-5)
+    flat = laplacian_pyramid(torch.ones(1, 1, sizes[-1], sizes[-1]), sizes)
+    assert all(level.abs().max() < 1e-5 for level in flat[1:]), "what is smooth has no detail"
+
+
+def test_levels() -> None:
+    assert levels_of(28) == [7, 14, 28]
+    assert levels_of(64) == [8, 16, 32, 64]
+    assert levels_of(28, [8, 14, 28]) == [8, 14, 28]
+    for wrong in ([14, 7, 28], [7, 14], [28], [1, 28]):
+        with pytest.raises(ValueError, match="levels="):
+            levels_of(28, wrong)
+
+
+@pytest.mark.parametrize("size", [28, 32, 48, 64, 96])
+@pytest.mark.parametrize("condition_size", [None, 3])
+def test_lapgan_shapes(size: int, condition_size: int | None) -> None:
+    generator = lapgan.Generator(5, size, 3, condition_size=condition_size, hidden=4, width=2)
+    discriminator = lapgan.Discriminator(size, 3, condition_size=condition_size, hidden=4, width=2)
+    label = torch.tensor([0, 2]) if condition_size else None
+    latents = (torch.rand(2, 5), *(torch.rand(2, side**2) for side in generator.sizes[1:]))
+    steps = generator.steps(latents, label)
+    assert [tuple(images.shape) for images in steps] == [(2, 3, side, side) for side in generator.sizes]
+    for level, images in zip(discriminator.levels, steps, strict=True):
+        assert level(images, lapgan.Coarse(None, label)).shape == (2,)
+
+
+def state_of(model: Any, size: int) -> dict[str, torch.Tensor]:
+    index = model.sizes.index(size)
+    return {name: value.clone() for name, value in model.state_dict().items() if f"levels.{index}." in name}
+
+
+def test_levels_do_not_touch_each_other(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*tiny("lapgan"), f"data.root={fake_mnist}", "data.batch_size=8"]
+    before = build(composed(*options), tmp_path).model
+    after = fitted(tmp_path / "one", *options, "model.train_levels=[14]").model
+    assert equal(state_of(before, 7), state_of(after, 7))
+    assert equal(state_of(before, 28), state_of(after, 28))
+    assert not equal(state_of(before, 14), state_of(after, 14))
+    with pytest.raises(Exception, match=r"train_levels=\[13\]: the levels are \[7, 14, 28\]"):
+        build(composed(*options, "model.train_levels=[13]"), tmp_path)
+
+
+def test_a_level_is_trained_again_alone(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*tiny("lapgan"), f"data.root={fake_mnist}", "data.batch_size=8"]
+    first = fitted(tmp_path / "first", *options).model
+    second = build(composed(*options, "model.train_levels=[28]"), tmp_path / "second").model
+    start_from(second, str(tmp_path / "first"))
+    assert equal(first.state_dict(), second.state_dict())
+
+
+def test_levels_see_real_coarse_images(tmp_path: Path, fake_mnist: Path) -> None:
+    model = build(composed(*tiny("lapgan"), f"data.root={fake_mnist}"), tmp_path).model
+    images = torch.rand(2, 1, 28, 28)
+    pyramid = laplacian_pyramid(images, (7, 14, 28))
+    seen = [model.seen_by(game, Batch(images)) for game in model.games]
+    torch.testing.assert_close(seen[0].real, pyramid[0])
+    for (real, (coarse, _)), residual in zip(seen[1:], pyramid[1:], strict=True):  # type: ignore[misc]
+        torch.testing.assert_close(real - coarse, residual)
+    assert torch.equal(seen[-1].real, images)
+
+
+# Images made of images ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_srresnet_shapes(scale: int) -> None:
+    generator = srresnet.Generator(scale, 3, width=4, blocks=1)
+    assert generator(None, torch.rand(2, 3, 5, 7)).shape == (2, 3, 5 * scale, 7 * scale)
+    discriminator = srresnet.Discriminator(24, 3, width=2, hidden=4)
+    assert discriminator(torch.rand(2, 3, 24, 24), None).shape == (2,)
+
+
+def test_srresnet_refuses_other_scales() -> None:
+    with pytest.raises(ValueError, match=r"scale=5.*2, 3, 4 or 8.*degradation\.scale"):
+        srresnet.Generator(5)
+
+
+def test_pixels_are_shuffled_in_the_papers_order() -> None:
+    generator = srresnet.Generator(2, 1, width=2, blocks=1, normalization=None)
+    shuffle = next(m for m in generator.modules() if isinstance(m, nn.PixelShuffle))
+    features = torch.arange(8.0).view(1, 8, 1, 1).expand(1, 8, 3, 3)
+    made = shuffle(features)
+    for channel in range(2):
+        # row i and column j of a block of channel c come from feature 4 c + 2 i + j (Shi et al., 2016)
+        for i in range(2):
+            for j in range(2):
+                assert (made[0, channel, i::2, j::2] == 4 * channel + 2 * i + j).all()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 30), (5, 3)])
+@pytest.mark.parametrize("scale", [1, 4])
+def test_unet_makes_any_size(shape: tuple[int, int], scale: int) -> None:
+    generator = unet.Generator(1, 3, scale=scale, width=2, depth=3).eval()
+    made = generator(None, torch.rand(2, 1, *shape))
+    assert made.shape == (2, 3, shape[0] * scale, shape[1] * scale)
+    assert made.abs().max() <= 1
+
+
+def test_a_patch_discriminator_looks_at_seventy_pixels() -> None:
+    network = unet.PatchDiscriminator(3, 3, width=2, normalization=None)
+    images = torch.rand(1, 3, 256, 256, requires_grad=True)
+    logits = network(images, torch.rand(1, 3, 64, 64))
+    assert logits.shape == (1, 1, 30, 30)
+    logits[0, 0, 15, 15].backward()
+    assert images.grad is not None
+    rows = images.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    assert rows.max() - rows.min() + 1 == 70
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
+    torch.manual_seed(0)
+    torch.save({f"features.{k}": v.half() for k, v in get_model("vgg16").features[:9].state_dict().items()}, path)
+    return path
+
+
+def test_content_is_nothing_between_equal_images_and_trains_the_generator_only(
+    tmp_path: Path, pictures: Path, vgg: Path
+) -> None:
+    options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
+    options += ["content=vgg16", f"content.weights={vgg}", "content.layers=9"]
+    model = fitted(tmp_path, *options).model
+    content = model.content
+    images = torch.rand(2, 3, 28, 28)
+    assert content(images, images) == 0
+    assert content(images, 1 - images) > 0
+    assert not any(p.requires_grad for p in content.network.parameters())
+    assert not content.network.training
+    model.zero_grad()
+    fake = model.generate(model.games[0], None, torch.rand(2, 3, 7, 7))
+    content(fake, images).backward()
+    assert all(p.grad is not None for p in model.generator.parameters())
+    assert not any(p.grad is not None for p in (*model.discriminator.parameters(), *content.network.parameters()))
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    networks = {name.partition(".")[0] for name in saved["state_dict"]}
+    assert networks == {"generator", "discriminator", "average"}
+
+
+def test_content_in_features_is_the_papers(vgg: Path) -> None:
+    content = VGG16(layers=9, weights=str(vgg))
+    fake, real = torch.rand(2, 2, 3, 16, 16) * 2 - 1
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    features = [content.network(((images + 1) / 2 - mean) / std) for images in (fake, real)]
+    expected = (features[0] - features[1]).square().mean() * 0.006
+    assert content(fake, real).item() == pytest.approx(expected.item(), rel=0.03)  # 1/12.75 squared is 0.00615
+
+
+def test_content_weights_that_are_others(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.ones(1)}, path)
+    with pytest.raises(UserError, match=r"content\.weights=.*does not hold the features of vgg16"):
+        VGG16(layers=9, weights=str(path)).prepare()
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1, 2.0), (2, 4.0)])
+def test_content_of_pixels(power: int, expected: float) -> None:
+    assert Pixels(power)(torch.ones(2, 3, 4, 4), -torch.ones(2, 3, 4, 4)) == expected
+
+
+def test_the_second_stage_starts_with_the_weights_of_the_first(tmp_path: Path, pictures: Path) -> None:
+    options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
+    first = fitted(tmp_path / "first", *options, "model.stage=pretrain").model
+    second = build(composed(*options, f"model.init_from={tmp_path / 'first'}"), tmp_path / "second").model
+    untrained = {name: value.clone() for name, value in second.discriminator.state_dict().items()}
+    start_from(second, second.init_from)  # type: ignore[arg-type]
+    assert equal(first.generator.state_dict(), second.generator.state_dict())
+    assert equal(first.average.state_dict(), second.average.state_dict())  # type: ignore[union-attr]
+    assert equal(untrained, second.discriminator.state_dict())
+    low = torch.rand(1, 3, 9, 9)
+    assert torch.equal(first.sample(None, low), second.sample(None, low))
+
+
+def test_the_first_stage_leaves_the_discriminator_alone(tmp_path: Path, pictures: Path) -> None:
+    options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
+    before = build(composed(*options), tmp_path / "x").model.discriminator.state_dict()
+    model = fitted(tmp_path, *options, "model.stage=pretrain").model
+    assert equal(before, model.discriminator.state_dict())
+    assert set(model.terms) == {"loss_g/content", "loss_g/total"}
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+@pytest.mark.parametrize("shape", [(40, 40), (33, 65), (16, 90)])
+def test_tiles_show_no_seams(scale: int, shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = srresnet.Generator(scale, 3, width=4, blocks=2, normalization=None).eval()
+    image = torch.rand(1, 3, *shape)
+    with torch.no_grad():
+        whole = network(None, image)
+        tiled = in_tiles(lambda part: network(None, part), image, tile=16, margin=12)
+    assert tiled.shape == whole.shape
+    assert (tiled - whole).abs().max() < 1 / 255
+    assert whole.std() > 0.02, "a constant would have no seams either"
+
+
+# sample.py ---------------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_labels(tmp_path: Path, fake_mnist: Path) -> None:
+    folder = tmp_path / "run"
+    options = [*tiny("cgan"), f"data.root={fake_mnist}", "trainer=cpu", "trainer.max_steps=1", "data.batch_size=8"]
+    assert run("train.py", *options, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
+    result = run("sample.py", f"run={folder}", "labels=[3,1]", "num_samples=10", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    with Image.open(result.stdout.strip()) as grid:
+        assert grid.size == (5 * 30 + 2, 2 * 30 + 2)
+    result = run("sample.py", f"run={folder}", "labels=[Smiling]", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.strip() == "labels: must be numbers from 0 to 9, not Smiling"
+    assert "leave input= out" in run("sample.py", f"run={folder}", "input=x.png", cwd=tmp_path).stderr
+
+
+def test_images_made_of_images(tmp_path: Path, pictures: Path) -> None:
+    folder, source, output = tmp_path / "run", tmp_path / "source", tmp_path / "made"
+    options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
+    options += ["trainer=cpu", "trainer.max_steps=1"]
+    result = run("train.py", *options, f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"sample.py run={folder.name} input=<image or folder>" in result.stderr + result.stdout
+    save_picture(source / "colours.png", 0, (20, 30))
+    save_picture(source / "deep" / "grey.png", 1, (20, 30), "L")
+    save_picture(source / "clear.png", 2, (20, 30), "RGBA")
+    save_picture(source / "turned.jpg", 3, (20, 30), exif=_turned())
+    result = run("sample.py", f"run={folder}", f"input={source}", f"output={output}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 4
+    made = {path.stem: Image.open(path) for path in output.rglob("*.png")}
+    assert {name: image.mode for name, image in made.items()} == {
+        "colours": "RGB",
+        "grey": "L",
+        "clear": "RGBA",
+        "turned": "RGB",
+    }
+    assert {name: image.size for name, image in made.items()} == {
+        "colours": (80, 120),
+        "grey": (80, 120),
+        "clear": (80, 120),
+        "turned": (120, 80),
+    }
+    alone = run("sample.py", f"run={folder}", f"input={source}/colours.png", f"output={tmp_path}/one", cwd=tmp_path)
+    assert alone.stdout.strip() == f"{tmp_path}/one/colours.png"
+    assert (
+        "would be written over"
+        in run("sample.py", f"run={folder}", f"input={source}/colours.png", f"output={source}", cwd=tmp_path).stderr
+    )
+    assert "name one, or a folder of them" in run("sample.py", f"run={folder}", cwd=tmp_path).stderr
+    (source / "colours.png").write_text("no image")
+    damaged = run("sample.py", f"run={folder}", f"input={source}/colours.png", cwd=tmp_path)
+    assert damaged.returncode == 2
+    assert "cannot be read as an image" in damaged.stderr
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter
+    return exif
