@@ -14,6 +14,8 @@ from ganforge.content import VGG16, Pixels
 from ganforge.data.base import Batch
 from ganforge.errors import UserError
 from ganforge.experiment import build, start_from
+from ganforge.metrics.extractors import Digits
+from ganforge.metrics.levels import LevelDistance
 from ganforge.models.tiling import in_tiles
 from ganforge.networks import lapgan, srresnet, unet
 from ganforge.networks.lapgan import laplacian_pyramid, levels_of, reconstructed
@@ -144,6 +146,21 @@ def test_levels_see_real_coarse_images(tmp_path: Path, fake_mnist: Path) -> None
     for (real, (coarse, _)), residual in zip(seen[1:], pyramid[1:], strict=True):  # type: ignore[misc]
         torch.testing.assert_close(real - coarse, residual)
     assert torch.equal(seen[-1].real, images)
+
+
+def test_the_distance_of_a_level_does_not_see_finer_detail() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randint(60, 200, (128, 1, 7, 7), generator=generator).float()
+    real = torch.nn.functional.interpolate(real, (28, 28), mode="bilinear")
+    detail = 50 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(14, 14)
+    shifted = real.flip(0).roll(8, dims=-1)
+    distances = []
+    for fake in (real + detail, shifted):
+        metric = LevelDistance(7, Digits())
+        metric.update(real.byte(), real=True)
+        metric.update(fake.byte(), real=False)
+        distances.append(metric.compute().item())
+    assert distances[0] < 0.01 * distances[1]
 
 
 # Images made of images ---------------------------------------------------------------------------------------------

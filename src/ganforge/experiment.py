@@ -201,6 +201,7 @@ def quiet() -> None:
     for message in (
         "does not have many workers",
         "is smaller than the logging interval",
+        "Detected call of `lr_scheduler.step",  # of D's, which the first stage of SRGAN does not train
         "`find_unused_parameters=True` was specified",
         "find_unused_parameters=True was specified in DDP constructor",
         "`torch.jit.load` is deprecated",

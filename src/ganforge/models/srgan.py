@@ -1,5 +1,6 @@
 """Photographs made larger (SRGAN, Ledig et al., 2017)."""
 
+import logging
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,8 @@ from ganforge.data.base import Batch
 from ganforge.models.gan import Game, Terms
 from ganforge.models.pix2pix import Pix2Pix
 from ganforge.models.tiling import in_tiles
+
+log = logging.getLogger(__name__)
 
 
 class SRGAN(Pix2Pix):
@@ -38,6 +41,11 @@ class SRGAN(Pix2Pix):
         self.adversarial_ramp = adversarial_ramp
         self.tile = tile
         self.margin = margin
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.stage == "adversarial" and self.init_from is None and self.global_rank == 0:
+            log.warning("model.stage=adversarial begins at random weights: model.init_from=<run of stage pretrain>")
 
     def play(self, game: Game, batch: Batch, optimizer_d: Optimizer, optimizer_g: Optimizer) -> None:
         if self.stage == "adversarial":
