@@ -5,15 +5,19 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, save_picture
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GANFORGE_NOTEBOOK_STEPS", "200")
+def test_notebook_runs(path: Path, fake_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GANFORGE_NOTEBOOK_STEPS", "200" if "two_dimensions" in path.stem else "2")
+    monkeypatch.setenv("GANFORGE_NOTEBOOK_MNIST", str(fake_mnist))
+    monkeypatch.setenv("GANFORGE_NOTEBOOK_PHOTOGRAPHS", str(tmp_path / "photographs"))
+    for i in range(20):
+        save_picture(tmp_path / "photographs" / f"{i}.png", i, (64, 56))
     NotebookClient(
         nbformat.read(path, as_version=4), timeout=240, resources={"metadata": {"path": path.parent}}
     ).execute()
