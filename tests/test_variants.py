@@ -275,12 +275,26 @@ def test_the_second_stage_starts_with_the_weights_of_the_first(tmp_path: Path, p
     assert torch.equal(first.sample(None, low), second.sample(None, low))
 
 
+def test_terms_of_the_second_stage(tmp_path: Path, pictures: Path) -> None:
+    options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
+    options += ["model.pixel_weight=2", "model.adversarial_ramp=4", "model.content_weight=3", "trainer.max_steps=1"]
+    model = fitted(tmp_path, *options).model
+    terms, expected = model.terms, 0.25 * 1e-3
+    assert terms["loss_g/pixels"].item() == pytest.approx(2 / 3 * terms["loss_g/content"].item())
+    model.step_number = 1
+    fake = model.generate(model.games[0], None, torch.rand(2, 3, 7, 7))
+    batch = Batch(torch.rand(2, 3, 28, 28), torch.rand(2, 3, 7, 7))
+    ramped = model.generator_loss(model.games[0], batch, fake)["adversarial"]
+    whole = model.loss.generator(model.discriminator(fake, None))
+    assert ramped.item() == pytest.approx(expected * whole.item())
+
+
 def test_the_first_stage_leaves_the_discriminator_alone(tmp_path: Path, pictures: Path) -> None:
     options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
     before = build(composed(*options), tmp_path / "x").model.discriminator.state_dict()
     model = fitted(tmp_path, *options, "model.stage=pretrain").model
     assert equal(before, model.discriminator.state_dict())
-    assert set(model.terms) == {"loss_g/content", "loss_g/total"}
+    assert set(model.terms) == {"loss_g/pixels", "loss_g/total"}
 
 
 @pytest.mark.parametrize("scale", [2, 3])

@@ -18,13 +18,15 @@ log = logging.getLogger(__name__)
 class SRGAN(Pix2Pix):
     """`stage` pretrain minimises the squared error of pixels alone; adversarial then starts from it, with `init_from`.
 
-    The weight of the adversarial loss rises along a line over the first `adversarial_ramp` steps. Images larger than
-    `tile` pixels a side are made in tiles that overlap by `margin`; null: always whole.
+    `pixel_weight` adds the squared error to the second stage as well (0 in the paper): features alone leave contrast
+    free. The weight of the adversarial loss rises along a line over the first `adversarial_ramp` steps. Images of more
+    than `tile` pixels a side are made in tiles that overlap by `margin`; null: always whole.
     """
 
     def __init__(
         self,
         stage: str = "pretrain",
+        pixel_weight: float = 0.0,
         adversarial_ramp: int = 0,
         tile: int | None = 256,
         margin: int = 48,
@@ -33,11 +35,15 @@ class SRGAN(Pix2Pix):
         super().__init__(**options)
         if stage not in ("pretrain", "adversarial"):
             raise ValueError(f"stage={stage}: must be pretrain or adversarial")
-        if min(adversarial_ramp, margin) < 0 or (tile is not None and tile < 1):
-            raise ValueError("adversarial_ramp and margin must not be negative, and tile at least 1, or null")
+        if min(pixel_weight, adversarial_ramp, margin) < 0 or (tile is not None and tile < 1):
+            raise ValueError(
+                "pixel_weight, adversarial_ramp and margin must not be negative, and tile at least 1, or null"
+            )
         self.stage = stage
+        self.pixels = Pixels(power=2)
         if stage == "pretrain":
-            self.content = Pixels(power=2)
+            self.content = self.pixels  # and needs no weights
+        self.pixel_weight = pixel_weight
         self.adversarial_ramp = adversarial_ramp
         self.tile = tile
         self.margin = margin
@@ -52,10 +58,12 @@ class SRGAN(Pix2Pix):
             super().play(game, batch, optimizer_d, optimizer_g)
             return
         fake = self.generate(game, None, batch.condition)
-        self._update(game, "g", game.generator, optimizer_g, {"content": self.content(fake, batch.real)})
+        self._update(game, "g", game.generator, optimizer_g, {"pixels": self.pixels(fake, batch.real)})
 
     def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
         terms = super().generator_loss(game, batch, fake)
+        if self.pixel_weight:
+            terms["pixels"] = self.pixel_weight * self.pixels(fake, batch.real)
         if self.adversarial_ramp:
             terms["adversarial"] = min(1.0, self.step_number / self.adversarial_ramp) * terms["adversarial"]
         return terms
