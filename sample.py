@@ -13,18 +13,20 @@ def main(config: DictConfig) -> None:
     from ganforge.sampling import check_request, conditions_of, draw, translate, walk, write
 
     record, model = load_run(config.run, config.checkpoint)
-    check_request(model, config.input, config.labels)
+    labels = [config.labels] if isinstance(config.labels, int | str) else config.labels
+    check_request(model, config.input, labels)
     if config.input:
         for path in translate(model, Path(config.input).expanduser(), Path(config.output)):
             print(path)
         return
-    conditions = conditions_of(model, record, config.labels)
+    conditions = conditions_of(model, record, labels)
     samples = (walk if config.interpolate else draw)(model, config.num_samples, config.seed, conditions)
     columns = 8 if config.interpolate else None
     if conditions is not None and not config.interpolate:
         columns = len(samples) // len(conditions)
-    words = ["walk" if config.interpolate else "samples", "seed", config.seed, *(config.labels or [])]
-    name = "-".join(map(str, words))
+    name = f"{'walk' if config.interpolate else 'samples'}-seed-{config.seed}"
+    if labels is not None:
+        name += "-labels-" + "-".join(map(str, labels))
     print(write(samples, Path(config.output), name, config.format if config.separate else None, columns))
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import get_model
 
+from ganforge.checks import check_scale
 from ganforge.content import VGG16, Pixels
 from ganforge.data.base import Batch
 from ganforge.errors import UserError
@@ -66,7 +67,7 @@ def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> 
         faces.conditions(["Happy"])
     digits = build(composed(*tiny("cgan"), f"data.root={fake_mnist}"), tmp_path).data
     assert digits.conditions([7, 0]).tolist() == [7, 0]
-    for wrong in ([10], [-1], ["Smiling"], []):
+    for wrong in ([10], [-1], ["Smiling"], [1.0], [True], []):
         with pytest.raises(UserError, match="labels: must be numbers from 0 to 9"):
             digits.conditions(wrong)
     assert (
@@ -161,6 +162,19 @@ def test_the_distance_of_a_level_does_not_see_finer_detail() -> None:
         metric.update(fake.byte(), real=False)
         distances.append(metric.compute().item())
     assert distances[0] < 0.01 * distances[1]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_levels_in_half_precision(tmp_path: Path, fake_mnist: Path, precision: str) -> None:
+    options = [*tiny("lapgan"), f"data.root={fake_mnist}", "data.batch_size=8", f"trainer.precision={precision}"]
+    fitted(tmp_path, *options, "evaluate_every=1", "data.num_samples=8")
+
+
+def test_every_level_is_compiled(tmp_path: Path, fake_mnist: Path) -> None:
+    model = build(composed(*tiny("lapgan"), f"data.root={fake_mnist}", "model.compile=true"), tmp_path).model
+    for game in model.games:
+        assert game.generator._compiled_call_impl is not None
+        assert game.discriminator._compiled_call_impl is not None
 
 
 # Images made of images ---------------------------------------------------------------------------------------------
@@ -297,6 +311,19 @@ def test_the_first_stage_leaves_the_discriminator_alone(tmp_path: Path, pictures
     assert set(model.terms) == {"loss_g/pixels", "loss_g/total"}
 
 
+def test_mistakes_with_pairs_are_found_before_training(tmp_path: Path, pictures: Path) -> None:
+    options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28")
+    with pytest.raises(Exception, match=r"scale=1: SRResNet enlarges by 2, 3, 4 or 8"):
+        build(composed(*options, "degradation=noise"), tmp_path)
+    with pytest.raises(UserError, match=r"model\.init_from=/nowhere: "):
+        build(composed(*options, "model.init_from=/nowhere"), tmp_path)
+    with pytest.raises(UserError, match="standing_statistics"):
+        build(composed(*options, f"data.valid=[{pictures}]", "callbacks.evaluation.standing_statistics=true"), tmp_path)
+    experiment = build(composed(*options, "model.generator.scale=2"), tmp_path)
+    with pytest.raises(UserError, match=r"model\.generator\.scale=2.*are 4 times as large as their partners"):
+        check_scale(experiment.data, experiment.model)
+
+
 @pytest.mark.parametrize("scale", [2, 3])
 @pytest.mark.parametrize("shape", [(40, 40), (33, 65), (16, 90)])
 def test_tiles_show_no_seams(scale: int, shape: tuple[int, int]) -> None:
@@ -325,6 +352,8 @@ def test_samples_of_labels(tmp_path: Path, fake_mnist: Path) -> None:
     result = run("sample.py", f"run={folder}", "labels=[Smiling]", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.strip() == "labels: must be numbers from 0 to 9, not Smiling"
+    assert "not Smiling" in run("sample.py", f"run={folder}", "labels=Smiling", cwd=tmp_path).stderr
+    assert "labels-3.png" in run("sample.py", f"run={folder}", "labels=3", cwd=tmp_path).stdout
     assert "leave input= out" in run("sample.py", f"run={folder}", "input=x.png", cwd=tmp_path).stderr
 
 
@@ -361,6 +390,10 @@ def test_images_made_of_images(tmp_path: Path, pictures: Path) -> None:
         "would be written over"
         in run("sample.py", f"run={folder}", f"input={source}/colours.png", f"output={source}", cwd=tmp_path).stderr
     )
+    save_picture(source / "colours.jpg", 0)
+    twice = run("sample.py", f"run={folder}", f"input={source}", f"output={tmp_path}/two", cwd=tmp_path)
+    assert "would both become" in twice.stderr
+    assert not (tmp_path / "two").exists()
     assert "name one, or a folder of them" in run("sample.py", f"run={folder}", cwd=tmp_path).stderr
     (source / "colours.png").write_text("no image")
     damaged = run("sample.py", f"run={folder}", f"input={source}/colours.png", cwd=tmp_path)

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from ganforge.callbacks.checkpoints import latest_checkpoint
 from ganforge.cli import check_record
 from ganforge.data.base import TensorData
 from ganforge.data.pairs import Pairs
@@ -102,16 +103,36 @@ def validates(config: DictConfig, data: TensorData, model: GAN) -> bool:
 
 def check_pairs(data: TensorData, model: LightningModule) -> None:
     """Raise UserError where a model that draws samples is to be measured on pairs, or one of pairs on other data."""
-    from_images = not isinstance(model, GAN) or model.from_images
-    if isinstance(data, Pairs) and not from_images:
+    if isinstance(data, Pairs) and not _from_images(model):
         raise UserError("data.valid, data.test: this model does not make images of images, so pairs cannot measure it")
     check_partners(data, model)
 
 
 def check_partners(data: TensorData, model: LightningModule) -> None:
     """Raise UserError where a model that makes images of images has none."""
-    if not isinstance(data, Pairs) and (not isinstance(model, GAN) or model.from_images):
+    if not isinstance(data, Pairs) and _from_images(model):
         raise UserError("This model makes images of images: it needs data=pairs")
+
+
+def _from_images(model: LightningModule) -> bool:
+    return not isinstance(model, GAN) or model.from_images
+
+
+def check_scale(data: TensorData, model: GAN) -> None:
+    """Raise UserError where a generator makes images of another size than the pairs have."""
+    if isinstance(data, Pairs) and model.from_images and data.scale != model.generator.scale:
+        raise UserError(
+            f"model.generator.scale={model.generator.scale}: the images of these pairs are {data.scale} times as large "
+            "as their partners"
+        )
+
+
+def check_init_from(run: str) -> None:
+    """Raise UserError where there are no weights to start from."""
+    try:
+        latest_checkpoint(Path(run).expanduser())
+    except UserError as error:
+        raise UserError(f"model.init_from={run}: {error}") from error
 
 
 def check_optimizers(model: GAN) -> None:

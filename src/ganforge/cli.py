@@ -195,7 +195,7 @@ def parts_of(record: Any, arguments: list[str]) -> list[str]:
     return sorted(parts - given)
 
 
-PATHS = ("run", "resume", "checkpoint", "input", "output", "folder", "against")
+PATHS = ("run", "resume", "checkpoint", "input", "output", "folder", "against", "model.init_from")
 """Options that are paths and nothing else, so that no character in them means anything to Hydra."""
 
 

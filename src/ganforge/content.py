@@ -50,10 +50,11 @@ class VGG(Content):
     """
 
     name: ClassVar[str]
+    most: ClassVar[int]
 
     def __init__(self, layers: int, weights: str | None = None, divisor: float = 12.75):
-        if layers < 1 or divisor <= 0:
-            raise ValueError("layers must be at least 1, and divisor above 0")
+        if not 1 <= layers <= self.most or divisor <= 0:
+            raise ValueError(f"layers={layers}, divisor={divisor}: must be from 1 to {self.most}, and above 0")
         self.layers = layers
         self.weights = weights
         self.divisor = divisor
@@ -83,17 +84,22 @@ class VGG(Content):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (N, 1 or 3, H, W) in [-1, 1] to feature maps."""
-        normal = ((images + 1) / 2 - self.mean.to(images)) / self.std.to(images)
-        return self.network.to(images)(normal.contiguous(memory_format=torch.channels_last))
+        if self.mean.device != images.device:
+            self.network.to(images.device)
+            self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        normal = ((images.float() + 1) / 2 - self.mean) / self.std
+        return self.network(normal.contiguous(memory_format=torch.channels_last))
 
 
 class VGG19(VGG):
     """Sixteen convolutions (Simonyan and Zisserman, 2015)."""
 
     name = "vgg19"
+    most = 36
 
 
 class VGG16(VGG):
     """Thirteen convolutions (Simonyan and Zisserman, 2015)."""
 
     name = "vgg16"
+    most = 30

@@ -19,8 +19,10 @@ from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
 from ganforge.checks import (
     check_devices,
+    check_init_from,
     check_optimizers,
     check_partners,
+    check_scale,
     check_schedule,
     check_types,
     check_values,
@@ -62,9 +64,11 @@ def build(config: DictConfig, folder: Path) -> Experiment:
     seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
     model = instantiate(config.model, _convert_="all")
+    check_partners(data, model)
     check_optimizers(model)
     check_devices(config, model)
-    check_partners(data, model)
+    if model.init_from and not config.resume:
+        check_init_from(model.init_from)
     parts = dict(config.callbacks)
     if not validates(config, data, model):  # what it needs, such as weights, may not be there
         parts.pop("evaluation", None)
@@ -115,6 +119,7 @@ def train(config: DictConfig, folder: Path) -> int:
     if trainer.is_global_zero:  # other ranks start once this one has what all of them need
         data.prepare_data()
         data.setup()
+        check_scale(data, model)
         if checkpoint is None:
             describe(config, folder, trainer, model.games)
         else:

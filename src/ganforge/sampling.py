@@ -100,7 +100,8 @@ def write(samples: Tensor, folder: Path, name: str, separate: str | None, column
 def translate(model: GAN, source: Path, folder: Path) -> Iterator[Path]:
     """Make an image of an image, or of each in a folder or zip: `<folder>/<name>.png`, which are yielded.
 
-    Images are taken upright. Transparency is carried over, resized as the image is; grey stays grey.
+    Images are taken upright. Transparency is carried over, resized as the image is; what was grey stays grey where
+    the model does not change colours.
     """
     files: dict[str, Callable[[], BinaryIO]]
     if source.is_file() and source.suffix.lower() != ".zip":
@@ -108,17 +109,21 @@ def translate(model: GAN, source: Path, folder: Path) -> Iterator[Path]:
     else:
         images = open_source(source, "input")
         files = {name: partial(images.open, name) for name in images.images()}
-    for name, opened in files.items():
-        path = (folder / name).with_suffix(".png")
-        if path.resolve() == (source / name).resolve():
+    originals = {(source / name).resolve() for name in files}
+    paths = {name: (folder / name).with_suffix(".png") for name in files}
+    for name, path in paths.items():
+        if path.resolve() in originals:
             raise UserError(f"output={folder}: {path} would be written over, choose another folder")
+        if list(paths.values()).count(path) > 1:
+            raise UserError(f"input={source}: {name} and another image would both become {path}, rename one")
+    for name, opened in files.items():
         try:
             with opened() as file, Image.open(file) as image:
                 made = translated(model, image)
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on a damaged file
             raise UserError(f"input={source / name} cannot be read as an image: {error}") from error
-        save_picture(made, path)
-        yield path
+        save_picture(made, paths[name])
+        yield paths[name]
 
 
 def translated(model: GAN, image: Image.Image) -> Image.Image:
@@ -130,7 +135,7 @@ def translated(model: GAN, image: Image.Image) -> Image.Image:
     opaque = image if alpha is None else image.convert("RGBA").convert("RGB")
     pixels = to_unit_range(pil_to_tensor(upright(opaque, channels)))  # type: ignore[arg-type]
     made = to_pil_image(to_uint8(model.sample(None, pixels[None].to(model.device)))[0].cpu())
-    if is_grey and channels == 3:
+    if is_grey and model.keeps_colours:
         made = made.convert("L")
     if alpha is not None:
         made.putalpha(alpha.resize(made.size, Image.Resampling.BICUBIC))

@@ -158,7 +158,7 @@ class TensorData(LightningDataModule):
         classes = self.num_classes or 0
         if labels is None:
             return torch.linspace(0, classes - 1, min(classes, 10)).round().long()
-        unknown = [label for label in labels if label not in range(classes)]
+        unknown = [label for label in labels if type(label) is not int or not 0 <= label < classes]
         if unknown or not labels:
             raise UserError(f"labels: must be numbers from 0 to {classes - 1}, not {unknown[0] if unknown else 'none'}")
         return torch.tensor(labels)

@@ -49,7 +49,7 @@ class CelebA(Images):
         if condition == "attributes" and not attributes:
             raise ValueError("condition=attributes: say which, with data.attributes=[Smiling,Male]")
         self.split, self.split_seed = split, split_seed
-        self.conditions_are = condition
+        self.condition_kind = condition
         self.attributes = attributes or []
         self.download = download
 
@@ -78,7 +78,7 @@ class CelebA(Images):
 
     def conditions(self, labels: Sequence[Any] | None = None) -> Tensor:
         """Of attributes: `Smiling`, or `Smiling+Male` for both; by default none, and each alone."""
-        if self.conditions_are != "attributes":
+        if self.condition_kind != "attributes":
             return super().conditions(labels)
         if labels is None:
             return torch.cat([torch.zeros(1, len(self.attributes)), torch.eye(len(self.attributes))])
@@ -110,10 +110,10 @@ class CelebA(Images):
         return {"train": train, "valid": valid, "test": test}[split].sort().values
 
     def _condition(self, folder: Path, names: list[str]) -> Tensor | None:
-        if self.conditions_are == "none":
+        if self.condition_kind == "none":
             return None
-        need = f"data.condition={self.conditions_are}"
-        if self.conditions_are == "identity":
+        need = f"data.condition={self.condition_kind}"
+        if self.condition_kind == "identity":
             rows = _table(folder / "identity_CelebA.txt", names, need, "data.condition=none")
             return torch.tensor([int(row[0]) - 1 for row in rows])
         path = folder / "list_attr_celeba.txt"

@@ -127,14 +127,14 @@ class ImageFolder(Images):
         super().__init__(**options)
         if condition not in ("none", "labels"):
             raise ValueError(f"condition={condition}: must be none or labels")
-        self.conditions_are = condition
+        self.condition_kind = condition
 
     def listing(self, split: str) -> Listing:
         if split != "train":
             raise UserError(f"split={split}: data=folder has train only")
         source = open_source(self.root)
         names = source.images()
-        if self.conditions_are == "none":
+        if self.condition_kind == "none":
             return Listing(source, names)
         folders = [name.rpartition("/")[0] for name in names]
         if "" in folders:

@@ -117,6 +117,7 @@ class Pairs(TensorData):
         self.cache_dir = cache_dir
         self.on_error = on_error
         self.low: Photographs | None = None
+        self._whole: dict[str, list[WholeImages]] = {}
         self.trains = True
         """Whether crops of photographs are needed; otherwise the whole images of `test`, or else `valid`, are all."""
         self._check_scale()
@@ -147,6 +148,8 @@ class Pairs(TensorData):
 
     def whole_images(self, split: str) -> list[WholeImages]:
         """The sets of a split: valid or test."""
+        if split in self._whole:
+            return self._whole[split]
         found = []
         for entry in self.sets[split]:
             high, *low = self._paths(entry)
@@ -154,6 +157,7 @@ class Pairs(TensorData):
             expected = self.scale if self.trains or self.degradation else None
             scale = self.scale if partners is None else scale_of(images, partners, expected, high)
             found.append(WholeImages(high.stem, images, partners, scale))
+        self._whole[split] = found
         return found
 
     def _check_scale(self) -> None:

@@ -69,6 +69,8 @@ class Evaluation(Callback):
     def attach(self, data: TensorData) -> bool:
         """Choose what suits the data. Returns whether there is anything to measure. Raises UserError."""
         self.data: Any = data
+        if self.standing_statistics and isinstance(data, Pairs):
+            raise UserError("standing_statistics=true: is for models that draw samples from noise")
         self.chosen = Chosen(self.metrics, self.extractor, data)
         self.extractor = self.chosen.extractor
         return bool(self.chosen.names)

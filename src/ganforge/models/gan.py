@@ -55,6 +55,8 @@ class GAN(LightningModule):
 
     from_images: ClassVar[bool] = False
     """Whether samples are made of the images of pairs."""
+    keeps_colours: ClassVar[bool] = False
+    """Whether they have the colours of those, so that grey stays grey."""
 
     def __init__(
         self,

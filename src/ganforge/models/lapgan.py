@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from ganforge.data.base import Batch, TensorData
 from ganforge.latents import Levels, Uniform
 from ganforge.models.gan import GAN, Game
-from ganforge.networks.lapgan import Coarse, resized
+from ganforge.networks.lapgan import Coarse, gaussian_pyramid, resized
 
 
 class LAPGAN(GAN):
@@ -43,11 +43,9 @@ class LAPGAN(GAN):
     def seen_by(self, game: Game, batch: Batch) -> Batch:
         """Real images at the size of a level, and what the level below could tell of them."""
         level = list(self.generator.levels).index(game.generator)  # type: ignore[arg-type]
-        real = batch.real
-        for size in reversed(self.sizes[level:-1]):
-            real = resized(real, size)
-        coarse = resized(resized(real, self.sizes[level - 1]), self.sizes[level]) if level else None
-        return Batch(real, Coarse(coarse, batch.condition))  # type: ignore[arg-type]
+        pyramid = gaussian_pyramid(batch.real, self.sizes)
+        coarse = resized(pyramid[level - 1], self.sizes[level]) if level else None
+        return Batch(pyramid[level], Coarse(coarse, batch.condition))  # type: ignore[arg-type]
 
     @torch.no_grad()
     def preview(self, data: TensorData, count: int) -> tuple[Tensor, int]:

@@ -1,7 +1,7 @@
 """Photographs made larger (SRGAN, Ledig et al., 2017)."""
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,6 +22,8 @@ class SRGAN(Pix2Pix):
     free. The weight of the adversarial loss rises along a line over the first `adversarial_ramp` steps. Images of more
     than `tile` pixels a side are made in tiles that overlap by `margin`; null: always whole.
     """
+
+    keeps_colours: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -55,8 +55,8 @@ class Generator(nn.Module):
         return self.joint(torch.cat([self.latent(latent), self.condition(condition)], dim=1))
 
 
-class Largest(nn.Module):
-    """The largest of each `pieces` neighbouring features: with a linear layer, maxout (Goodfellow et al., 2013)."""
+class Maxout(nn.Module):
+    """The largest of each `pieces` neighbouring features, behind a linear layer (Goodfellow et al., 2013)."""
 
     def __init__(self, pieces: int):
         super().__init__()
@@ -80,12 +80,12 @@ class Discriminator(nn.Module):
     ):
         super().__init__()
         self.sample = nn.Sequential(
-            nn.Flatten(), nn.Linear(prod(shape), 5 * sample_hidden), Largest(5), nn.Dropout(dropout)
+            nn.Flatten(), nn.Linear(prod(shape), 5 * sample_hidden), Maxout(5), nn.Dropout(dropout)
         )
-        self.condition = nn.Sequential(Embedding(condition_size, 5 * condition_hidden), Largest(5), nn.Dropout(dropout))
+        self.condition = nn.Sequential(Embedding(condition_size, 5 * condition_hidden), Maxout(5), nn.Dropout(dropout))
         self.joint = nn.Sequential(
             nn.Linear(sample_hidden + condition_hidden, 4 * hidden),
-            Largest(4),
+            Maxout(4),
             nn.Dropout(dropout),
             nn.Linear(hidden, 1),
             nn.Flatten(0),

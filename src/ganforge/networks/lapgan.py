@@ -14,14 +14,22 @@ from ganforge.networks.conditional import Embedding
 
 def resized(images: Tensor, size: int) -> Tensor:
     """Images (N, C, H, W) at another size, smaller ones antialiased: linear in the images."""
-    return interpolate(images, (size, size), mode="bilinear", antialias=True)
+    # in bfloat16 there is no such thing on CPUs, and elsewhere it would round the detail away
+    exact = images if images.dtype == torch.float64 else images.float()
+    return interpolate(exact, (size, size), mode="bilinear", antialias=True).to(images.dtype)
+
+
+def gaussian_pyramid(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The images at each size, each made of the next finer one. `sizes` rise to H = W."""
+    levels = [images]
+    for size in reversed(sizes[:-1]):
+        levels.insert(0, resized(levels[0], size))
+    return levels
 
 
 def laplacian_pyramid(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """The coarsest image, and for each finer size what enlarging the coarser image misses. `sizes` rise to H = W."""
-    levels = [images]
-    for size in reversed(sizes[:-1]):
-        levels.insert(0, resized(levels[0], size))
+    levels = gaussian_pyramid(images, sizes)
     return [levels[0], *(fine - resized(coarse, fine.shape[-1]) for coarse, fine in pairwise(levels))]
 
 
@@ -73,13 +81,13 @@ class CoarsestDiscriminator(nn.Module):
         super().__init__()
         self.plane = Plane(size, condition_size) if condition_size else None
         planes = channels + (1 if condition_size else 0)
-        self.layers = mlp.Discriminator((planes, size, size), [hidden, hidden], Noisy(dropout))
+        self.layers = mlp.Discriminator((planes, size, size), [hidden, hidden], LeakyDropout(dropout))
 
     def forward(self, sample: Tensor, condition: Coarse) -> Tensor:
         return self.layers(_with_plane(sample, self.plane, condition.label))
 
 
-class Noisy:
+class LeakyDropout:
     """Makes an activation of the paper's discriminators: leaky ReLU with dropout."""
 
     def __init__(self, dropout: float):
@@ -161,7 +169,17 @@ class ResidualDiscriminator(nn.Module):
         return self.layers(seen.contiguous(memory_format=torch.channels_last))
 
 
-class Generator(nn.Module):
+class _Levels(nn.Module):
+    """Networks that are called one by one, and so compiled one by one."""
+
+    levels: nn.ModuleList
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        for level in self.levels:
+            level.compile(*arguments, **options)
+
+
+class Generator(_Levels):
     """A generator for each size: the latents (a tuple) and a label (N,) or None to the finest images, level by level.
 
     `levels` are sizes that rise to `image_size`, null: halved as often as is usual. The coarsest level has `hidden`
@@ -198,7 +216,7 @@ class Generator(nn.Module):
         return images
 
 
-class Discriminator(nn.Module):
+class Discriminator(_Levels):
     """A discriminator for each size. Called as a whole, it is the finest one's."""
 
     def __init__(

@@ -40,6 +40,7 @@ class Generator(nn.Module):
         if scale not in FACTORS:
             raise ValueError(f"scale={scale}: SRResNet enlarges by 2, 3, 4 or 8; choose one with degradation.scale")
         self.in_channels = channels
+        self.scale = scale
         bias = normalization is None
         self.entry = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
 

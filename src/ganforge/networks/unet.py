@@ -59,8 +59,7 @@ class Generator(nn.Module):
         widths = [width * min(2**i, 8) for i in range(depth)]
         level: nn.Module | None = None
         for i in reversed(range(1, depth)):
-            noisy = i < depth - 1 and i >= depth - 4
-            level = _Level(widths[i - 1], widths[i], level, normalization, dropout if noisy else 0.0)
+            level = _Level(widths[i - 1], widths[i], level, normalization, dropout if i >= depth - 3 else 0.0)
         assert level is not None
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, width, 4, 2, 1),
