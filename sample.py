@@ -16,7 +16,7 @@ def main(config: DictConfig) -> None:
     labels = [config.labels] if isinstance(config.labels, int | str) else config.labels
     check_request(model, config.input, labels)
     if config.input:
-        for path in translate(model, Path(config.input).expanduser(), Path(config.output)):
+        for path in translate(model, Path(config.input).expanduser(), Path(config.output).expanduser()):
             print(path)
         return
     conditions = conditions_of(model, record, labels)
@@ -26,8 +26,8 @@ def main(config: DictConfig) -> None:
         columns = len(samples) // len(conditions)
     name = f"{'walk' if config.interpolate else 'samples'}-seed-{config.seed}"
     if labels is not None:
-        name += "-labels-" + "-".join(map(str, labels))
-    print(write(samples, Path(config.output), name, config.format if config.separate else None, columns))
+        name += ("-labels-" + "-".join(map(str, labels)))[:100]  # file systems end names at 255 bytes
+    print(write(samples, Path(config.output).expanduser(), name, config.format if config.separate else None, columns))
 
 
 if __name__ == "__main__":

@@ -138,6 +138,8 @@ def check_init_from(run: str) -> None:
 def check_optimizers(model: GAN) -> None:
     try:
         model.configure_optimizers()
+    except UserError:  # of what else training needs
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(f"model.*_optimizer or schedule: {error}") from error
 

@@ -27,8 +27,8 @@ class LAPGAN(GAN):
         assert self.latent is not None
         self.latent = Levels([self.latent, *(Uniform(size**2) for size in self.sizes[1:])])
         unknown = set(train_levels or ()) - set(self.sizes)
-        if unknown:
-            raise ValueError(f"train_levels={list(unknown)}: the levels are {list(self.sizes)}")
+        if unknown or (train_levels is not None and not train_levels):
+            raise ValueError(f"train_levels={list(unknown)}: the levels are {list(self.sizes)}; null trains all")
         self.train_levels = [size for size in self.sizes if train_levels is None or size in train_levels]
 
     @property
@@ -39,6 +39,16 @@ class LAPGAN(GAN):
             for size, generator, discriminator, latent in zip(self.sizes, *levels, strict=True)
             if size in self.train_levels
         ]
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of another run. Levels that are not trained take their moving averages, which are what is
+        sampled from and would otherwise drift to the latest weights."""
+        super().start_from(state)
+        if self.average is not None:
+            levels: Any = self.generator.levels, self.average.module.levels
+            for size, level, average in zip(self.sizes, *levels, strict=True):
+                if size not in self.train_levels:
+                    level.load_state_dict(average.state_dict())
 
     def seen_by(self, game: Game, batch: Batch) -> Batch:
         """Real images at the size of a level, and what the level below could tell of them."""
