@@ -15,8 +15,9 @@ def main(config: DictConfig) -> None:
     record, model = load_run(config.run, config.checkpoint)
     labels = [config.labels] if isinstance(config.labels, int | str) else config.labels
     check_request(model, config.input, labels)
+    output = Path(config.output).expanduser()
     if config.input:
-        for path in translate(model, Path(config.input).expanduser(), Path(config.output).expanduser()):
+        for path in translate(model, Path(config.input).expanduser(), output):
             print(path)
         return
     conditions = conditions_of(model, record, labels)
@@ -27,7 +28,7 @@ def main(config: DictConfig) -> None:
     name = f"{'walk' if config.interpolate else 'samples'}-seed-{config.seed}"
     if labels is not None:
         name += ("-labels-" + "-".join(map(str, labels)))[:100]  # file systems end names at 255 bytes
-    print(write(samples, Path(config.output).expanduser(), name, config.format if config.separate else None, columns))
+    print(write(samples, output, name, config.format if config.separate else None, columns))
 
 
 if __name__ == "__main__":

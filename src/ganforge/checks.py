@@ -11,7 +11,6 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ganforge.callbacks.checkpoints import latest_checkpoint
 from ganforge.cli import check_record
 from ganforge.data.base import TensorData
 from ganforge.data.pairs import Pairs
@@ -127,19 +126,9 @@ def check_scale(data: TensorData, model: GAN) -> None:
         )
 
 
-def check_init_from(run: str) -> None:
-    """Raise UserError where there are no weights to start from."""
-    try:
-        latest_checkpoint(Path(run).expanduser())
-    except UserError as error:
-        raise UserError(f"model.init_from={run}: {error}") from error
-
-
 def check_optimizers(model: GAN) -> None:
     try:
         model.configure_optimizers()
-    except UserError:  # of what else training needs
-        raise
     except (TypeError, ValueError) as error:
         raise UserError(f"model.*_optimizer or schedule: {error}") from error
 

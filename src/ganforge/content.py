@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import l1_loss, mse_loss
 
 from ganforge.downloads import weights_file
 from ganforge.errors import UserError
@@ -37,8 +37,7 @@ class Pixels(Content):
         self.power = power
 
     def __call__(self, fake: Tensor, real: Tensor) -> Tensor:
-        difference = fake - real
-        return difference.abs().mean() if self.power == 1 else difference.square().mean()
+        return l1_loss(fake, real) if self.power == 1 else mse_loss(fake, real)
 
 
 class VGG(Content):

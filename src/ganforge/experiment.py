@@ -19,7 +19,6 @@ from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
 from ganforge.checks import (
     check_devices,
-    check_init_from,
     check_optimizers,
     check_partners,
     check_scale,
@@ -67,8 +66,9 @@ def build(config: DictConfig, folder: Path) -> Experiment:
     check_partners(data, model)
     check_optimizers(model)
     check_devices(config, model)
+    model.prepare()
     if model.init_from and not config.resume:
-        check_init_from(model.init_from)
+        start_from(model, model.init_from)
     parts = dict(config.callbacks)
     if not validates(config, data, model):  # what it needs, such as weights, may not be there
         parts.pop("evaluation", None)
@@ -131,8 +131,6 @@ def train(config: DictConfig, folder: Path) -> int:
             drop_events_after(folder, step)
             if checkpoint.name != "last.ckpt":  # or the next save would keep the damaged one in place of the good one
                 checkpoint.with_name("last.ckpt").unlink(missing_ok=True)
-    if checkpoint is None and model.init_from:
-        start_from(model, model.init_from)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Diverged as error:
@@ -147,7 +145,10 @@ def train(config: DictConfig, folder: Path) -> int:
 
 def start_from(model: GAN, run: str) -> None:
     """Give a model the weights of another run's last checkpoint, and nothing else of it."""
-    path = checkpoint_path(Path(run).expanduser(), "last")
+    try:
+        path = latest_checkpoint(Path(run).expanduser())
+    except UserError as error:
+        raise UserError(f"model.init_from={run}: {error}") from error
     model.start_from(torch.load(path, weights_only=True, map_location="cpu")["state_dict"])
 
 

@@ -1,5 +1,6 @@
 """Samples of a trained model: sample i of a seed is the same whoever asks for how many. And images made of images."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -111,10 +112,11 @@ def translate(model: GAN, source: Path, folder: Path) -> Iterator[Path]:
         files = {name: partial(images.open, name) for name in images.images()}
     originals = {(source / name).resolve() for name in files}
     paths = {name: (folder / name).with_suffix(".png") for name in files}
+    times = Counter(paths.values())
     for name, path in paths.items():
         if path.resolve() in originals:
             raise UserError(f"output={folder}: {path} would be written over, choose another folder")
-        if list(paths.values()).count(path) > 1:
+        if times[path] > 1:
             raise UserError(f"input={source}: {name} and another image would both become {path}, rename one")
     for name, opened in files.items():
         try:
@@ -130,10 +132,13 @@ def translated(model: GAN, image: Image.Image) -> Image.Image:
     """What a model of images makes of one."""
     channels = model.generator.in_channels
     image = ImageOps.exif_transpose(image)
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-    opaque = image if alpha is None else image.convert("RGBA").convert("RGB")
-    pixels = to_unit_range(pil_to_tensor(upright(opaque, channels)))  # type: ignore[arg-type]
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    pixels = to_unit_range(pil_to_tensor(upright(image, channels)))  # type: ignore[arg-type]
     made = to_pil_image(to_uint8(model.sample(None, pixels[None].to(model.device)))[0].cpu())
     if is_grey and model.keeps_colours:
         made = made.convert("L")

@@ -18,7 +18,7 @@ from ganforge.data.base import Batch, TensorData, to_unit_range
 from ganforge.data.images import cache_folder, check_on_error, upright
 from ganforge.data.packing import pack, refuse_bad
 from ganforge.data.sources import open_source
-from ganforge.degradations import Degradation
+from ganforge.degradations import Degradation, Noise
 from ganforge.errors import UserError
 from ganforge.randomness import Rows, Stream, dealt, generator
 
@@ -255,16 +255,14 @@ class Pairs(TensorData):
         corners = (photographs.sizes[rows] - self.image_size) // 2 // self.scale
         crops = photographs.crops(rows, corners * self.scale, self.image_size)
         low = None if self.low is None else self.low.crops(rows, corners, self.image_size // self.scale)
-        random = generator(self.seed, Stream.SAMPLES)
-        return self._finish(crops, low, lambda shape: torch.randn(tuple(shape), generator=random), torch.float32)
+        return self._finish(crops, low, self._noise(), torch.float32)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         assert self.trainer is not None
         dtype: Any = self.trainer.lightning_module.dtype
         if not isinstance(batch, Batch):
             index, real, condition = batch
-            random = generator(self.seed, Stream.SAMPLES, dataloader_idx, index)
-            return self._finish(real, condition, lambda shape: torch.randn(tuple(shape), generator=random), dtype)
+            return self._finish(real, condition, self._noise(dataloader_idx, index), dtype)
         draw = Rows(generator(self.seed, Stream.AUGMENT, self.trainer.global_step), self.share)
         real, condition = batch
         if self.turn:
@@ -277,7 +275,12 @@ class Pairs(TensorData):
             dtype,
         )
 
-    def _finish(self, real: Tensor, condition: Tensor | None, noise: Any, dtype: torch.dtype) -> Batch:
+    def _noise(self, *place: int) -> Noise:
+        """The noise of an image that is not of a training batch."""
+        random = generator(self.seed, Stream.SAMPLES, *place)
+        return lambda shape: torch.randn(tuple(shape), generator=random)
+
+    def _finish(self, real: Tensor, condition: Tensor | None, noise: Noise, dtype: torch.dtype) -> Batch:
         real = to_unit_range(real)
         if self.degradation is not None:
             condition = self.degradation(real, noise)

@@ -289,6 +289,9 @@ class GAN(LightningModule):
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
+    def prepare(self) -> None:
+        """Get what training needs besides data, such as weights. Raises UserError where it cannot be had."""
+
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Take the weights of another run, moving averages included."""
         self.load_state_dict(state)

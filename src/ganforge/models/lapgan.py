@@ -53,9 +53,12 @@ class LAPGAN(GAN):
     def seen_by(self, game: Game, batch: Batch) -> Batch:
         """Real images at the size of a level, and what the level below could tell of them."""
         level = list(self.generator.levels).index(game.generator)  # type: ignore[arg-type]
-        pyramid = gaussian_pyramid(batch.real, self.sizes)
-        coarse = resized(pyramid[level - 1], self.sizes[level]) if level else None
-        return Batch(pyramid[level], Coarse(coarse, batch.condition))  # type: ignore[arg-type]
+        if level == 0:
+            real, coarse = gaussian_pyramid(batch.real, self.sizes)[0], None
+        else:
+            below, real, *_ = gaussian_pyramid(batch.real, self.sizes[level - 1 :])
+            coarse = resized(below, self.sizes[level])
+        return Batch(real, Coarse(coarse, batch.condition))  # type: ignore[arg-type]
 
     @torch.no_grad()
     def preview(self, data: TensorData, count: int) -> tuple[Tensor, int]:

@@ -33,9 +33,8 @@ class Pix2Pix(GAN):
         adversarial = self.adversarial_weight * super().generator_loss(game, batch, fake)["adversarial"]
         return {"adversarial": adversarial, "content": self.content_weight * self.content(fake, batch.real)}
 
-    def configure_optimizers(self) -> Any:
-        self.content.prepare()  # here, as only training needs it
-        return super().configure_optimizers()
+    def prepare(self) -> None:
+        self.content.prepare()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # type: ignore[override]
         return self.sample(None, batch.condition)

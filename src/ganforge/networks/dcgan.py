@@ -1,11 +1,9 @@
 """Convolutional generator and discriminator of DCGAN (Radford et al., 2016)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-Layer = Callable[..., nn.Module]
+from ganforge.networks.layers import Layer, normalized
 
 SIZES = tuple(sorted(start * 2**halvings for start in (4, 5, 6, 7) for halvings in (2, 3, 4, 5)))
 """Image sizes that come from a 4 to 7 pixel map by doubling: 16, 20, ... 28, 32, ... 64, ... 128, ... 224."""
@@ -139,13 +137,12 @@ class Discriminator(nn.Module):
         modules: list[nn.Module] = []
         before = channels
         for i in range(count):
-            normalized = i > 0 and normalization is not None
+            normal = normalization if i > 0 else None
             after = width * 2**i
             stride = 2 if i < count - keeping else 1
             padding: int | str = (kernel_size - 1) // 2 if stride == 2 else "same"
-            modules.append(nn.Conv2d(before, after, kernel_size, stride, padding, bias=not normalized))
-            if i > 0 and normalization is not None:
-                modules.append(normalization(after))
+            layer = nn.Conv2d(before, after, kernel_size, stride, padding, bias=normal is None)
+            modules += normalized(layer, normal)
             modules.append(activation())
             if dropout:
                 modules.append(nn.Dropout(dropout))

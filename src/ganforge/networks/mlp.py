@@ -1,12 +1,12 @@
 """Fully connected generator and discriminator, for small images and for points."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
 
-Layer = Callable[..., nn.Module]
+from ganforge.networks.layers import Layer
 
 
 def _hidden(sizes: Sequence[int], activation: Layer, normalization: Layer | None) -> list[nn.Module]:

@@ -1,19 +1,14 @@
 """Super-resolution: the residual generator and the discriminator of SRGAN (Ledig et al., 2017)."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-Layer = Callable[..., nn.Module]
+from ganforge.networks.layers import Layer, normalized
 
 FACTORS = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 """The steps in which images are enlarged."""
-
-
-def _normalized(layer: nn.Conv2d, normalization: Layer | None) -> list[nn.Module]:
-    return [layer] if normalization is None else [layer, normalization(layer.out_channels)]
 
 
 class _Residual(nn.Sequential):
@@ -45,7 +40,7 @@ class Generator(nn.Module):
         self.entry = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
 
         def conv() -> list[nn.Module]:
-            return _normalized(nn.Conv2d(width, width, 3, padding=1, bias=bias), normalization)
+            return normalized(nn.Conv2d(width, width, 3, padding=1, bias=bias), normalization)
 
         residuals = [_Residual(*conv(), nn.PReLU(), *conv()) for _ in range(blocks)]
         self.body = _Residual(*residuals, *conv())
@@ -83,7 +78,7 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(pairwise(widths)):
             normal = normalization if i else None
-            layers += _normalized(nn.Conv2d(before, after, 3, 1 + i % 2, 1, bias=normal is None), normal)
+            layers += normalized(nn.Conv2d(before, after, 3, 1 + i % 2, 1, bias=normal is None), normal)
             layers.append(nn.LeakyReLU(0.2, inplace=True))
         side = -(-image_size // 16)
         head = [nn.Flatten(), nn.Linear(widths[-1] * side**2, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1)]

@@ -1,14 +1,11 @@
 """The generator and the discriminator of pix2pix (Isola et al., 2017)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from ganforge.networks.dcgan import initialize
-
-Layer = Callable[..., nn.Module]
+from ganforge.networks.layers import Layer, normalized
 
 
 class _Level(nn.Module):
@@ -16,16 +13,14 @@ class _Level(nn.Module):
 
     def __init__(self, before: int, after: int, below: nn.Module | None, normalization: Layer | None, dropout: float):
         super().__init__()
-
-        def normalized(features: int) -> list[nn.Module]:
-            return [] if normalization is None else [normalization(features)]
-
-        down = [nn.LeakyReLU(0.2), nn.Conv2d(before, after, 4, 2, 1, bias=normalization is None)]
+        bias = normalization is None
+        down = nn.Conv2d(before, after, 4, 2, 1, bias=bias)
         # the innermost map may be a single pixel, which has nothing to be normalised with
-        self.down = nn.Sequential(*down, *(normalized(after) if below else []))
+        self.down = nn.Sequential(nn.LeakyReLU(0.2), *normalized(down, normalization if below else None))
         self.below = below
-        up = [nn.ReLU(), nn.ConvTranspose2d(after * (2 if below else 1), before, 4, 2, 1, bias=normalization is None)]
-        self.up = nn.Sequential(*up, *normalized(before), *([nn.Dropout(dropout)] if dropout else []))
+        up = nn.ConvTranspose2d(after * (2 if below else 1), before, 4, 2, 1, bias=bias)
+        noise = [nn.Dropout(dropout)] if dropout else []
+        self.up = nn.Sequential(nn.ReLU(), *normalized(up, normalization), *noise)
 
     def forward(self, features: Tensor) -> Tensor:
         down = self.down(features)
@@ -99,8 +94,8 @@ class PatchDiscriminator(nn.Module):
         modules: list[nn.Module] = [nn.Conv2d(in_channels + channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         for i in range(1, layers + 1):
             stride = 2 if i < layers else 1
-            modules.append(nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=normalization is None))
-            modules += [] if normalization is None else [normalization(widths[i])]
+            layer = nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=normalization is None)
+            modules += normalized(layer, normalization)
             modules.append(nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*modules, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.apply(initialize)
