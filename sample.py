@@ -28,7 +28,16 @@ def main(config: DictConfig) -> None:
     name = f"{'walk' if config.interpolate else 'samples'}-seed-{config.seed}"
     if labels is not None:
         name += ("-labels-" + "-".join(map(str, labels)))[:100]  # file systems end names at 255 bytes
-    print(write(samples, output, name, config.format if config.separate else None, columns))
+    print(
+        write(
+            samples,
+            output,
+            name,
+            config.format if config.separate else None,
+            columns,
+            None if config.interpolate else labels,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -204,6 +204,14 @@ def test_partners_are_told_by_their_names() -> None:
         partner_positions(["1.png"], ["box1.png", "box2.png"])
 
 
+def test_photographs_are_decoded_once_for_crops_of_any_size(pictures: Path) -> None:
+    for size in (24, 32):
+        data = pairs(pictures, Bicubic(4), image_size=size, shape=(3, size, size), on_error="skip")
+        data.setup()
+        assert data.real.sizes.min() >= size
+    assert len(list(pictures.with_name("pictures.packed").glob("*.uint8"))) == 1
+
+
 def test_small_photographs_are_named(pictures: Path) -> None:
     with pytest.raises(UserError, match=r"24 of 24 files(.*\n)*.*less than data\.image_size=96"):
         pairs(pictures, Bicubic(4), image_size=96, shape=(3, 96, 96)).setup()

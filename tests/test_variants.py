@@ -1,6 +1,8 @@
 """What sets the variants apart: conditions, levels, and images made of images."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,11 @@ from ganforge.content import VGG16, Pixels
 from ganforge.data.base import Batch
 from ganforge.errors import UserError
 from ganforge.experiment import build, start_from
-from ganforge.metrics.extractors import Digits
-from ganforge.metrics.levels import LevelDistance
+from ganforge.latents import Levels, Normal, Uniform
+from ganforge.metrics.extractors import Digits, frozen
+from ganforge.metrics.features import ClassAccuracy, frechet_distance
+from ganforge.metrics.levels import Coarse
+from ganforge.metrics.statistics import Statistics
 from ganforge.models.tiling import in_tiles
 from ganforge.networks import lapgan, srresnet, unet
 from ganforge.networks.lapgan import laplacian_pyramid, levels_of, reconstructed
@@ -61,7 +66,7 @@ def test_rows_of_a_grid_have_one_label_and_columns_one_latent(tmp_path: Path, fa
 def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> None:
     options = ["data.condition=attributes", "data.attributes=[Smiling,Male]", f"data.root={fake_celeba}"]
     faces = build(composed("model=cgan", "data=celeba", *options, "extractor=digits"), tmp_path).data
-    assert faces.conditions(["Smiling", "Male+Smiling"]).tolist() == [[1, 0], [1, 1]]
+    assert faces.conditions(["Smiling", "Male+Smiling", "none"]).tolist() == [[1, 0], [1, 1], [0, 0]]
     assert faces.conditions().tolist() == [[0, 0], [1, 0], [0, 1]]
     with pytest.raises(UserError, match=r"this run knows Smiling, Male.*not Happy"):
         faces.conditions(["Happy"])
@@ -74,6 +79,32 @@ def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> 
         len(build(composed("model=cgan", "data=stacked_mnist", f"data.root={fake_mnist}"), tmp_path).data.conditions())
         == 10
     )
+
+
+def test_accuracy_is_of_classes_that_the_classifier_knows() -> None:
+    data: Any = SimpleNamespace(num_classes=10)
+    label = torch.arange(10)
+    logits = torch.eye(10)
+    known, other = (Statistics(10, label, label, logits, given, label) for given in (logits, logits.roll(1, 0)))
+    assert ClassAccuracy().compute(other, known, data) == {"class_accuracy": 0}
+    assert ClassAccuracy().compute(known, other, data) == {}
+
+
+def test_walks_stay_where_latents_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    position = torch.linspace(0, 1, 9)[:, None]
+    start, end = Uniform(50)(2, generator)
+    assert Uniform(50).between(start, end, position).abs().max() < 1
+    start, end = Normal(50)(2, generator)
+    way = Normal(50).between(start, end, position).norm(dim=1)
+    assert start.norm().item() == pytest.approx(way[0].item())
+    assert way.min() >= min(start.norm(), end.norm()) - 1e-5
+    levels = Levels([Uniform(3), Uniform(5)])
+    first, second = levels(2, generator)
+    coarse, noise = levels.between((first[:1], second[:1]), (first[1:], second[1:]), position)
+    torch.testing.assert_close(coarse, torch.lerp(first[:1], first[1:], position))
+    assert noise.shape == (9, 5)
+    assert (noise == second[0]).all()
 
 
 # The Laplacian pyramid ---------------------------------------------------------------------------------------------
@@ -126,8 +157,14 @@ def test_levels_do_not_touch_each_other(tmp_path: Path, fake_mnist: Path) -> Non
     assert equal(state_of(before, 7), state_of(after, 7))
     assert equal(state_of(before, 28), state_of(after, 28))
     assert not equal(state_of(before, 14), state_of(after, 14))
-    with pytest.raises(Exception, match=r"train_levels=\[13\]: the levels are \[7, 14, 28\]"):
-        build(composed(*options, "model.train_levels=[13]"), tmp_path)
+    assert build(composed(*options, "model.train_levels=14"), tmp_path).model.train_levels == [14]
+    for wrong, message in (
+        ("model.train_levels=[13]", r"train_levels=\[13\]: the levels are \[7, 14, 28\]"),
+        ("model.train_levels=[]", r"train_levels=\[\]: the levels are \[7, 14, 28\]"),
+        ("model.discriminator.levels=[9,28]", r"levels of G and D differ: \(7, 14, 28\) and \(9, 28\)"),
+    ):
+        with pytest.raises(Exception, match=message):
+            build(composed(*options, wrong), tmp_path)
 
 
 def test_a_level_is_trained_again_alone(tmp_path: Path, fake_mnist: Path) -> None:
@@ -163,13 +200,22 @@ def test_the_distance_of_a_level_does_not_see_finer_detail() -> None:
     real = torch.nn.functional.interpolate(real, (28, 28), mode="bilinear")
     detail = 50 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(14, 14)
     shifted = real.flip(0).roll(8, dims=-1)
-    distances = []
-    for fake in (real + detail, shifted):
-        metric = LevelDistance(7, Digits())
-        metric.update(real.byte(), real=True)
-        metric.update(fake.byte(), real=False)
-        distances.append(metric.compute().item())
-    assert distances[0] < 0.01 * distances[1]
+    extractor = frozen(Coarse(Digits(), 7))
+    sets = [extractor(images.byte()).features.double() for images in (real, real + detail, shifted)]
+    (right, *moments) = [(features.mean(0), torch.cov(features.T)) for features in sets]
+    finer, other = (frechet_distance(*right, *fake) for fake in moments)
+    assert finer < 0.01 * other
+
+
+def test_levels_that_are_measured_are_the_models(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*tiny("lapgan"), f"data.root={fake_mnist}", "metrics=levels", "data.num_samples=70", "evaluate_every=2"]
+    for sizes in ([7, 14], [9, 12]):
+        trainer = fitted(tmp_path / f"{sizes}", *options, f"model.generator.levels={[*sizes, 28]}").trainer
+        values = json.loads(Path(trainer.default_root_dir, "metrics.json").read_text())
+        assert {name for name in values if "level" in name} == {f"level_fid_digits/{size}" for size in sizes}
+        assert "fid_digits" in values
+    with pytest.raises(UserError, match="level_fid: levels="):
+        build(composed(*options, "metrics.against_real.level_fid.sizes=[7]"), tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -223,7 +269,7 @@ def test_unet_makes_any_size(shape: tuple[int, int], scale: int) -> None:
 
 
 def test_a_patch_discriminator_looks_at_seventy_pixels() -> None:
-    network = unet.PatchDiscriminator(3, 3, width=2, normalization=None)
+    network = unet.PatchDiscriminator(3, 256, width=2, normalization=None)
     images = torch.rand(1, 3, 256, 256, requires_grad=True)
     logits = network(images, torch.rand(1, 3, 64, 64))
     assert logits.shape == (1, 1, 30, 30)
@@ -297,6 +343,20 @@ def test_the_second_stage_starts_with_the_weights_of_the_first(tmp_path: Path, p
     assert torch.equal(first.sample(None, low), second.sample(None, low))
 
 
+def test_weights_of_other_runs(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*tiny("dcgan"), f"data.root={fake_mnist}", "data.batch_size=8"]
+    first = fitted(tmp_path / "first", *options).model
+    start = f"model.init_from={tmp_path / 'first'}"
+    raw = build(composed(*options, start, "model.moving_average_decay=null"), tmp_path).model
+    assert equal(first.generator.state_dict(), raw.generator.state_dict())
+    fitted(tmp_path / "raw", *options, "model.moving_average_decay=null")
+    build(composed(*options, f"model.init_from={tmp_path / 'raw'}"), tmp_path)
+    with pytest.raises(UserError, match=r"model\.init_from=.*/first: the networks of that run are others"):
+        build(composed(*tiny("cgan"), f"data.root={fake_mnist}", start), tmp_path)
+    with pytest.raises(UserError, match=r"model\.init_from=.*: .* is no run folder"):
+        build(composed(*options, f"model.init_from={tmp_path}"), tmp_path)
+
+
 def test_terms_of_the_second_stage(tmp_path: Path, pictures: Path) -> None:
     options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
     options += ["model.pixel_weight=2", "model.adversarial_ramp=4", "model.content_weight=3", "trainer.max_steps=1"]
@@ -326,12 +386,18 @@ def test_mistakes_with_pairs_are_found_before_training(tmp_path: Path, pictures:
     with pytest.raises(UserError, match="standing_statistics"):
         build(composed(*options, f"data.valid=[{pictures}]", "callbacks.evaluation.standing_statistics=true"), tmp_path)
     for wrong, message in (
-        ("model.generator.scale=2", "scale=2.* are 4 times"),
-        ("degradation=noise", "scale=4.* 1 times"),
+        ("model.generator.scale=2", "scale=2.* are 4 times as large as their partners: set it to that"),
+        ("degradation=noise", "scale=4.* 1 times as large as their partners: use model=pix2pix"),
     ):
         experiment = build(composed(*options, wrong), tmp_path)
-        with pytest.raises(UserError, match=rf"model\.generator\.{message} as large as their partners"):
+        with pytest.raises(UserError, match=rf"model\.generator\.{message}"):
             check_scale(experiment.data, experiment.model)
+    for wrong, message in (
+        ("degradation=grayscale", "data.channels=1: grey images have no colours"),
+        ("data.image_size=20", r"image_size=20: 3 layers need at least 24 pixels"),
+    ):
+        with pytest.raises(Exception, match=message):
+            build(composed("model=pix2pix", "data=pairs", f"data.root={pictures}", "data.channels=1", wrong), tmp_path)
 
 
 @pytest.mark.parametrize("scale", [2, 3])
@@ -364,6 +430,9 @@ def test_samples_of_labels(tmp_path: Path, fake_mnist: Path) -> None:
     assert result.stderr.strip() == "labels: must be numbers from 0 to 9, not Smiling"
     assert "not Smiling" in run("sample.py", f"run={folder}", "labels=Smiling", cwd=tmp_path).stderr
     assert "labels-3.png" in run("sample.py", f"run={folder}", "labels=3", cwd=tmp_path).stdout
+    apart = run("sample.py", f"run={folder}", "labels=[3,1]", "num_samples=4", "separate=true", cwd=tmp_path).stdout
+    names = sorted(path.name for path in Path(apart.strip()).iterdir())
+    assert names == ["000000-3.png", "000001-3.png", "000002-1.png", "000003-1.png"]
     assert "leave input= out" in run("sample.py", f"run={folder}", "input=x.png", cwd=tmp_path).stderr
 
 
@@ -406,9 +475,13 @@ def test_images_made_of_images(tmp_path: Path, pictures: Path) -> None:
     assert not (tmp_path / "two").exists()
     assert "name one, or a folder of them" in run("sample.py", f"run={folder}", cwd=tmp_path).stderr
     (source / "colours.png").write_text("no image")
-    damaged = run("sample.py", f"run={folder}", f"input={source}/colours.png", cwd=tmp_path)
+    (source / "colours.jpg").unlink()
+    damaged = run("sample.py", f"run={folder}", f"input={source}", f"output={tmp_path}/three", cwd=tmp_path)
     assert damaged.returncode == 2
-    assert "cannot be read as an image" in damaged.stderr
+    assert damaged.stderr.endswith("1 of 4 cannot be read:\n  colours.png: no image\n")
+    assert len(damaged.stdout.splitlines()) == 3, "the others are made"
+    missing = run("sample.py", f"run={folder}", f"input={source}/x.png", cwd=tmp_path)
+    assert "there is no such file or folder" in missing.stderr
 
 
 def _turned() -> Image.Exif:

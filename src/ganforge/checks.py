@@ -122,7 +122,7 @@ def check_scale(data: TensorData, model: GAN) -> None:
     if isinstance(data, Pairs) and model.from_images and data.scale != model.generator.scale:
         raise UserError(
             f"model.generator.scale={model.generator.scale}: the images of these pairs are {data.scale} times as large "
-            "as their partners"
+            f"as their partners: {'set it to that' if data.scale > 1 else 'use model=pix2pix'}, or another degradation="
         )
 
 
@@ -134,23 +134,30 @@ def check_optimizers(model: GAN) -> None:
 
 
 def check_schedule(config: DictConfig, folder: Path) -> None:
-    before = OmegaConf.load(check_record(folder)).trainer.max_steps
+    before: Any = OmegaConf.load(check_record(folder))
     check_count("evaluate_every", config.trainer.val_check_interval or 1)
-    if config.schedule and config.trainer.max_steps != before:
+    was, now = (OmegaConf.to_container(record.schedule, resolve=True) for record in (before, config))
+    if was != now:
         raise UserError(
-            f"trainer.max_steps={config.trainer.max_steps}: this run's schedule was laid out for {before} steps and "
-            "cannot be stretched. Start a new run, or resume without trainer.max_steps"
+            f"trainer.max_steps={config.trainer.max_steps}: this run's schedule was laid out for "
+            f"{before.trainer.max_steps} steps and cannot be stretched. Start a new run, or resume without "
+            "trainer.max_steps"
         )
 
 
-def check_devices(config: DictConfig, model: nn.Module) -> None:
+def check_devices(config: DictConfig, model: GAN) -> None:
     devices = device_count(config.trainer)
     if config.data.batch_size % devices:
         raise UserError(
             f"data.batch_size={config.data.batch_size} does not divide by {devices} devices, which share it out: "
             f"use {config.data.batch_size // devices * devices or devices}"
         )
-    batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    batch_norm = any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for network in (model.generator, model.discriminator)
+        if any(parameter.requires_grad for parameter in network.parameters())
+        for module in network.modules()
+    )
     if devices > 1 and on_cpu(config.trainer) and batch_norm and rank() == 0:
         log.warning(
             "BatchNorm on %d CPU processes: each normalises its own %d rows, as torch cannot synchronise it on CPUs. "

@@ -23,12 +23,17 @@ class Degradation:
     """
 
     scale = 1
+    needs_colours = False
 
     def __call__(self, real: Tensor, noise: Noise) -> Tensor:
         return to_unit_range(to_uint8(self.degrade(real, noise))).to(real.dtype)
 
     def degrade(self, real: Tensor, noise: Noise) -> Tensor:
         raise NotImplementedError
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{key}={value}" for key, value in vars(self).items())
+        return f"{type(self).__name__}({options})"
 
 
 class Bicubic(Degradation):
@@ -60,6 +65,8 @@ class BlurBicubic(Bicubic):
 
 class Grayscale(Degradation):
     """Luma (ITU-R BT.601) of RGB images, in 1 channel or the same in 3."""
+
+    needs_colours = True
 
     def __init__(self, channels: int = 1):
         if channels not in (1, 3):

@@ -119,8 +119,7 @@ def _model(config: DictConfig) -> tuple[TensorData, LightningModule, dict[str, A
             raise UserError("This model has to be trained first: name a run, with run=<run folder>")
     check_pairs(data, model)
     if isinstance(data, Pairs):
-        degradation = type(data.degradation).__name__ if data.degradation else "ready partners"
-        subject |= {"model": type(model).__name__, "degradation": degradation, "scale": data.scale}
+        subject |= {"model": type(model).__name__, "scale": data.scale}
         subject["sets"] = [str(entry) for entry in data.sets[data.evaluated_split]]
     return data, model, subject
 

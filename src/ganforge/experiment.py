@@ -147,9 +147,12 @@ def start_from(model: GAN, run: str) -> None:
     """Give a model the weights of another run's last checkpoint, and nothing else of it."""
     try:
         path = latest_checkpoint(Path(run).expanduser())
+        model.start_from(torch.load(path, weights_only=True, map_location="cpu")["state_dict"])
     except UserError as error:
         raise UserError(f"model.init_from={run}: {error}") from error
-    model.start_from(torch.load(path, weights_only=True, map_location="cpu")["state_dict"])
+    except RuntimeError as error:
+        difference = str(error).splitlines()[1].strip()[:200]
+        raise UserError(f"model.init_from={run}: the networks of that run are others. {difference}") from error
 
 
 def _given() -> list[str]:

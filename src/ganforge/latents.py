@@ -19,9 +19,19 @@ class Latent:
         """Draw (count, size)."""
         raise NotImplementedError
 
+    def between(self, start: Tensor, end: Tensor, position: Tensor) -> Tensor:
+        """Latents on the way, at positions from 0 to 1; everything broadcasts."""
+        return torch.lerp(start, end, position)
+
 
 class Normal(Latent):
     """Standard normal."""
+
+    def between(self, start: Tensor, end: Tensor, position: Tensor) -> Tensor:
+        """Keep the length on the way, as normal latents have nearly one length in high dimensions."""
+        straight = super().between(start, end, position)
+        lengths = super().between(start.norm(dim=-1, keepdim=True), end.norm(dim=-1, keepdim=True), position)
+        return straight * lengths / straight.norm(dim=-1, keepdim=True).clamp_min(1e-8)
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, self.size, generator=generator)
@@ -42,6 +52,12 @@ class Levels(Latent):
 
     def __call__(self, count: int, generator: torch.Generator) -> Any:
         return tuple(latent(count, generator) for latent in self.levels)
+
+    def between(self, start: Any, end: Any, position: Tensor) -> Any:
+        """The coarsest level is on the way; the noise of the others stays as it is."""
+        first, *finer = start
+        coarsest = self.levels[0].between(first, end[0], position)
+        return coarsest, *(noise[:1].expand(len(coarsest), *noise.shape[1:]) for noise in finer)
 
 
 def joined(latents: list[Any]) -> Any:

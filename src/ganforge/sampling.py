@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
@@ -18,6 +18,7 @@ from ganforge.data.base import to_uint8, to_unit_range
 from ganforge.data.images import upright
 from ganforge.data.sources import open_source
 from ganforge.errors import UserError
+from ganforge.latents import picked
 from ganforge.models.gan import GAN
 from ganforge.pictures import picture, save_picture
 from ganforge.targets import check_targets
@@ -58,28 +59,24 @@ def draw(model: GAN, count: int, seed: int, conditions: Tensor | None = None) ->
 
 
 def walk(model: GAN, count: int, seed: int, conditions: Tensor | None = None) -> Tensor:
-    """`count` / 8 straight walks of 8 pictures between neighbouring latents of a seed; conditions take turns.
-
-    The ends keep their length on the way, as normal latents have nearly one length in high dimensions. Where there are
-    several levels, the coarsest walks and the noise of the others stays as it is.
-    """
+    """`count` / 8 walks of 8 pictures between neighbouring latents of a seed; conditions take turns."""
     walks = count // WALK
     if walks < 1:
         raise UserError(f"num_samples={count}: a walk has {WALK} pictures, so ask for at least {WALK}")
     latents = model.latents(walks + 1, seed)
-    ends, *finer = latents if isinstance(latents, tuple) else (latents,)
-    position = torch.linspace(0, 1, WALK).view(1, WALK, 1)
-    straight = torch.lerp(ends[:-1, None], ends[1:, None], position)
-    lengths = torch.lerp(ends[:-1, None].norm(dim=-1), ends[1:, None].norm(dim=-1), position[..., 0])
-    steps = (straight * (lengths / straight.norm(dim=-1).clamp_min(1e-8))[..., None]).flatten(0, 1)
-    if conditions is not None:
-        conditions = conditions[torch.arange(walks) % len(conditions)].repeat_interleave(WALK, dim=0)
-    path = (steps, *(level[:1].expand(len(steps), *level.shape[1:]) for level in finer))
-    return model.sample_all(path if finer else steps, conditions)
+    start = torch.arange(walks).repeat_interleave(WALK)
+    position = torch.linspace(0, 1, WALK).repeat(walks)[:, None]
+    steps = model.latent.between(picked(latents, start), picked(latents, start + 1), position)  # type: ignore[union-attr]
+    return model.sample_all(steps, None if conditions is None else conditions[start % len(conditions)])
 
 
-def write(samples: Tensor, folder: Path, name: str, separate: str | None, columns: int | None = None) -> Path:
-    """Write a grid `<name>.png`; or, with separate="png", a folder of pictures; with separate="npz", one `.npz`."""
+def write(
+    samples: Tensor, folder: Path, name: str, separate: str | None, columns: int | None = None, labels: Any = None
+) -> Path:
+    """Write a grid `<name>.png`; or, with separate="png", a folder of pictures; with separate="npz", one `.npz`.
+
+    `labels` are those of the grid's rows, which separate pictures have in their names.
+    """
     if separate not in (None, "png", "npz"):
         raise UserError(f"format={separate}: must be png or npz")
     path = folder / name
@@ -94,7 +91,8 @@ def write(samples: Tensor, folder: Path, name: str, separate: str | None, column
         raise UserError("Points are no pictures: use format=npz for separate ones")
     else:
         for number, sample in enumerate(samples):
-            save_picture(picture(sample[None], columns=1, padding=0), path / f"{number:06d}.png")
+            label = f"-{labels[number * len(labels) // len(samples)]}" if labels else ""
+            save_picture(picture(sample[None], columns=1, padding=0), path / f"{number:06d}{label}.png")
     return path
 
 
@@ -118,14 +116,19 @@ def translate(model: GAN, source: Path, folder: Path) -> Iterator[Path]:
             raise UserError(f"output={folder}: {path} would be written over, choose another folder")
         if times[path] > 1:
             raise UserError(f"input={source}: {name} and another image would both become {path}, rename one")
+    bad = []
     for name, opened in files.items():
         try:
             with opened() as file, Image.open(file) as image:
+                image.load()
                 made = translated(model, image)
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on a damaged file
-            raise UserError(f"input={source / name} cannot be read as an image: {error}") from error
+            bad.append(f"  {name}: {'no image' if isinstance(error, UnidentifiedImageError) else error}")
+            continue
         save_picture(made, paths[name])
         yield paths[name]
+    if bad:
+        raise UserError(f"input={source}: {len(bad)} of {len(files)} cannot be read:\n" + "\n".join(bad))
 
 
 def translated(model: GAN, image: Image.Image) -> Image.Image:

@@ -105,6 +105,8 @@ def _validates(trainer: Trainer) -> bool:
 def latest_checkpoint(run: Path) -> Path:
     """The newest intact checkpoint of a run folder, with a warning where the last one is damaged."""
     folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{run} is no run folder: it has no checkpoints. Runs are in logs/runs/<name>/<time>")
     for path in (folder / "last.ckpt", folder / "previous.ckpt"):
         if path.exists() and is_intact(path):
             return path

@@ -77,16 +77,16 @@ class CelebA(Images):
         return Listing(source, names, None if condition is None else condition[chosen])
 
     def conditions(self, labels: Sequence[Any] | None = None) -> Tensor:
-        """Of attributes: `Smiling`, or `Smiling+Male` for both; by default none, and each alone."""
+        """Of attributes: `Smiling`, or `Smiling+Male` for both, or `none`; by default none, and each alone."""
         if self.condition_kind != "attributes":
             return super().conditions(labels)
         if labels is None:
             return torch.cat([torch.zeros(1, len(self.attributes)), torch.eye(len(self.attributes))])
-        wanted = [str(label).split("+") for label in labels]
+        wanted = [[] if label == "none" else str(label).split("+") for label in labels]
         unknown = [name for names in wanted for name in names if name not in self.attributes]
         if unknown or not wanted:
-            known = ", ".join(self.attributes)
-            raise UserError(f"labels: this run knows {known}, or several as in A+B, not {(unknown or ['nothing'])[0]}")
+            known, wrong = ", ".join(self.attributes), (unknown or ["nothing"])[0]
+            raise UserError(f"labels: this run knows {known}, several as in A+B, or none, not {wrong}")
         return torch.tensor([[float(name in names) for name in self.attributes] for names in wanted])
 
     def _folder(self) -> Path | None:

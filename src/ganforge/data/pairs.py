@@ -106,6 +106,8 @@ class Pairs(TensorData):
             raise ValueError(
                 "partners are made by degradation=bicubic, or ready in data.low_root with degradation=none"
             )
+        if degradation and degradation.needs_colours and channels == 1:
+            raise UserError("data.channels=1: grey images have no colours to be taken: use data.channels=3")
         self.root = Path(root).expanduser() if root else None
         self.low_root = Path(low_root).expanduser() if low_root else None
         self.degradation = degradation or None
@@ -207,23 +209,26 @@ class Pairs(TensorData):
         def decode(name: str) -> np.ndarray:
             with source.open(name) as file, Image.open(file) as image:
                 pixels = np.asarray(upright(image, self.channels))
-            if min(pixels.shape[:2]) < smallest:
-                raise ValueError(
-                    f"{pixels.shape[1]} x {pixels.shape[0]} pixels are less than data.image_size={smallest}"
-                )
             return pixels.reshape(*pixels.shape[:2], self.channels)
 
         def measure(name: str) -> int:
             with source.open(name) as file, Image.open(file) as image:  # which reads no more than its header
                 return image.width * image.height * self.channels
 
-        title = f"photographs-{source.fingerprint(names, channels=self.channels, smallest=smallest)}"
+        title = f"photographs-{source.fingerprint(names, channels=self.channels)}"
         packed = pack(names, decode, cache_folder(path, self.cache_dir), title, measure=measure)
-        refuse_bad(packed, names, self.on_error, path)
+        readable = packed.good(len(names)).tolist()
+        small = {
+            i: f"{width} x {height} pixels are less than data.image_size={smallest}"
+            for i, (height, width, _) in zip(readable, packed.shapes, strict=True)
+            if min(height, width) < smallest
+        }
+        refuse_bad(packed._replace(bad=packed.bad | small), names, self.on_error, path)
         if path == self.root:
             self.identity = title
-        good = [name for i, name in enumerate(names) if i not in packed.bad]
-        return good, Photographs(packed.bytes, packed.shapes)
+        kept = [position for position, i in enumerate(readable) if i not in small]
+        photographs = Photographs(packed.bytes, packed.shapes).ordered(torch.tensor(kept))
+        return [names[readable[position]] for position in kept], photographs
 
     # Batches -----------------------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ def open_source(path: Path, option: str = "data.root") -> Source:
         raise UserError(f"{option}={path}: {error.filename or path} cannot be read") from error
     except zipfile.BadZipFile as error:
         raise UserError(f"{option}={path} is neither a folder nor an intact zip") from error
-    raise UserError(f"{option}={path}: there is no such folder or zip")
+    raise UserError(f"{option}={path}: there is no such {'file or folder' if option == 'input' else 'folder or zip'}")
 
 
 def _hidden(name: str) -> bool:

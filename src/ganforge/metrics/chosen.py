@@ -10,6 +10,7 @@ from ganforge.data.pairs import Pairs
 from ganforge.errors import UserError
 from ganforge.metrics.extractors import Extractor, Points, frozen, suitable
 from ganforge.metrics.features import FeatureMetric
+from ganforge.metrics.levels import Coarse
 from ganforge.metrics.pairs import PairMetric
 
 SLOTS = ("against_real", "on_fakes", "paired")
@@ -35,6 +36,11 @@ class Chosen:
         if self.extractor is not None:
             frozen(self.extractor)
             self._check_extractor(data)
+        self.extractors: dict[int | None, Extractor] = {}
+        """By the size that images are made smaller to first, None for as they are."""
+        if self.extractor is not None:
+            sizes = {size for metric in self.of(FeatureMetric).values() for size in metric.sizes(data)}
+            self.extractors = {size: Coarse(self.extractor, size) if size else self.extractor for size in sizes}
         self.names = self._names()
         """Of the numbers, and whether higher ones are better."""
         self.monitor = self._monitor(metrics.get("monitor"))
@@ -48,10 +54,12 @@ class Chosen:
             if isinstance(metric, kind) and slot in (slots or SLOTS)
         }
 
-    def named(self, key: str, metric: FeatureMetric, values: Mapping[str, Any]) -> dict[str, Any]:
+    def named(
+        self, key: str, metric: FeatureMetric, values: Mapping[str, Any], size: int | None = None
+    ) -> dict[str, Any]:
         """A metric's values under the numbers' full names. A metric that gives one number lends it its own key."""
         lent = key if len(metric.scores) == 1 else None
-        return {self._full(name, lent): value for name, value in values.items()}
+        return {self._full(name, lent) + (f"/{size}" if size else ""): value for name, value in values.items()}
 
     def _full(self, name: str, lent: str | None = None) -> str:
         """With the extractor that the number depends on: class_fid/3 is class_fid_digits/3."""

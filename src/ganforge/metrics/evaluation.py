@@ -62,7 +62,7 @@ class Evaluation(Callback):
         self.scores = Scores()
         self.values: dict[str, float] = {}
         """Of the latest validation."""
-        self._real: Statistics | None = None
+        self._real: dict[int | None, Statistics] = {}  # on rank 0
         self._has_reals = False
         self._undo = ExitStack()
 
@@ -85,10 +85,12 @@ class Evaluation(Callback):
         if self._has_reals:
             return
         self._has_reals = True
-        if self.extractor is not None:
-            self.extractor.to(trainer.strategy.root_device)
-            keeps = self._needs_samples
-            self._real = real_statistics(self.data, self.reference, self.extractor, trainer, self.cache_dir, keeps)
+        for size, extractor in self.chosen.extractors.items():
+            extractor.to(trainer.strategy.root_device)
+            keeps = self._needs_samples(size)
+            real = real_statistics(self.data, self.reference, extractor, trainer, self.cache_dir, keeps)
+            if real is not None:
+                self._real[size] = real
         for metric in self.chosen.of(Metric).values():
             metric.to(trainer.strategy.root_device)
         for metric in self.chosen.of(Metric, "against_real").values():
@@ -97,9 +99,9 @@ class Evaluation(Callback):
             for chunk in range(trainer.global_rank, -(-len(samples) // CHUNK), trainer.world_size):
                 metric.update(samples[chunk_rows(chunk, len(samples))].to(metric.device), real=True)
 
-    @property
-    def _needs_samples(self) -> bool:
-        return any(metric.needs_samples for metric in self.chosen.of(FeatureMetric).values())
+    def _needs_samples(self, size: int | None) -> bool:
+        metrics = self.chosen.of(FeatureMetric).values()
+        return any(metric.needs_samples for metric in metrics if size in metric.sizes(self.data))
 
     # A validation ------------------------------------------------------------------------------------------------
 
@@ -109,7 +111,10 @@ class Evaluation(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._measure_reals(trainer)
-        self._collector = Collector(self.data.num_samples, trainer, self._needs_samples)
+        self._collectors = {
+            size: Collector(self.data.num_samples, trainer, self._needs_samples(size))
+            for size in self.chosen.extractors
+        }
         self._pairs = {
             (key, i): torch.zeros(len(images), dtype=torch.float64)
             for key in self.chosen.of(PairMetric)
@@ -133,9 +138,9 @@ class Evaluation(Callback):
 
     def _add_samples(self, trainer: Trainer, samples: Batch, chunk: int) -> None:
         fakes = as_uint8(samples.real)
-        if self.extractor is not None:
-            found = self.extractor.features_of(fakes, trainer.strategy.root_device)
-            self._collector.update(chunk, found, samples.condition)
+        for size, extractor in self.chosen.extractors.items():
+            found = extractor.features_of(fakes, trainer.strategy.root_device)
+            self._collectors[size].update(chunk, found, samples.condition)
         if self.chosen.of(Metric) and not isinstance(fakes, Tensor):
             raise UserError("Metrics of torchmetrics need images of one size")
         counted = fakes[: max(0, self.data.num_samples - chunk * CHUNK)]
@@ -160,17 +165,18 @@ class Evaluation(Callback):
             return
         # rank 0's, as a decision that follows from them has to be the same on all ranks
         self.values = trainer.strategy.broadcast(dict(self._results(trainer)))
-        del self._collector
+        del self._collectors
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.values.items()})
         if trainer.state.fn == "fit":
             self._report(trainer, pl_module)
 
     def _results(self, trainer: Trainer) -> Iterator[tuple[str, float]]:
-        if self.extractor is not None:
-            fake = self._collector.result()
-            if self._real is not None:  # on rank 0
-                for key, metric in self.chosen.of(FeatureMetric).items():
-                    yield from self.chosen.named(key, metric, metric.compute(fake, self._real, self.data)).items()
+        for size, collector in self._collectors.items():
+            fake = collector.result()
+            for key, metric in self.chosen.of(FeatureMetric).items():
+                if size in self._real and size in metric.sizes(self.data):
+                    values = metric.compute(fake, self._real[size], self.data)
+                    yield from self.chosen.named(key, metric, values, size).items()
         for key in self.chosen.of(PairMetric):
             sets = [over_ranks(self._pairs[key, i], trainer) for i in range(len(self.data.evaluated))]
             yield key, torch.cat(sets).mean().item()
@@ -211,10 +217,14 @@ class Evaluation(Callback):
                 "extractor_digest": self.extractor.digest,
                 "resize": self.extractor.resize,
                 "split": self.reference,
-                "real_samples": self._real.size if self._real else None,
+                "real_samples": next((real.size for real in self._real.values()), None),
             }
-        samples = sum(map(len, self.data.evaluated)) if isinstance(self.data, Pairs) else self.data.num_samples
-        return {**found, "fake_samples": samples, "versions": versions()}
+        if isinstance(self.data, Pairs):
+            found |= {"degradation": str(self.data.degradation or "ready partners")}
+            found["fake_samples"] = sum(map(len, self.data.evaluated))
+        else:
+            found["fake_samples"] = self.data.num_samples
+        return {**found, "versions": versions()}
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.scores)

@@ -28,6 +28,10 @@ class FeatureMetric:
     extractor: ClassVar[type[Extractor]] = Extractor
     """Whose features it is made of."""
 
+    def sizes(self, data: TensorData) -> list[int | None]:
+        """Sizes that images are made smaller to before their features are made; None: as they are."""
+        return [None]
+
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
         """The numbers by name; none where the samples lack what they are made of, such as labels."""
         raise NotImplementedError
@@ -188,9 +192,16 @@ class ClassAccuracy(FeatureMetric):
     scores: ClassVar = {"class_accuracy": True}
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
-        if fake.logits is None or fake.labels is None or fake.logits.shape[1] != data.num_classes:
+        if fake.labels is None or _accuracy(real, data) < 0.5:  # the classifier knows other classes than these
             return {}
-        return {"class_accuracy": (fake.logits.argmax(1) == fake.labels).double().mean().item()}
+        return {"class_accuracy": _accuracy(fake, data)}
+
+
+def _accuracy(samples: Statistics, data: TensorData) -> float:
+    """Share of samples that the extractor's classifier takes for what their labels say; 0 where it has others."""
+    if samples.logits is None or samples.labels is None or samples.logits.shape[1] != data.num_classes:
+        return 0.0
+    return (samples.logits.argmax(1) == samples.labels).double().mean().item()
 
 
 class ClassFrechetDistance(FeatureMetric):

@@ -1,27 +1,48 @@
 """The Fréchet distance at the coarser levels of a pyramid, each of which a LAPGAN learns by itself."""
 
-from torch import Tensor, nn
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
 from torch.nn.functional import interpolate
-from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ganforge.metrics.extractors import Extractor, frozen
+from ganforge.data.base import TensorData
+from ganforge.errors import UserError
+from ganforge.metrics.extractors import Extractor
+from ganforge.metrics.features import FrechetDistance
+from ganforge.metrics.statistics import Features
+from ganforge.networks.lapgan import levels_of
 
 
-class _Coarse(nn.Module):
-    """Features of images that were made smaller and large again."""
+class Coarse(Extractor):
+    """An extractor that sees images of `size` pixels, enlarged again: finer detail does not count."""
 
-    def __init__(self, size: int, extractor: Extractor):
+    def __init__(self, extractor: Extractor, size: int):
         super().__init__()
+        self.extractor = extractor
+        self.name = extractor.name
         self.size = size
-        self.extractor = frozen(extractor)
+        self.resize = f"{size} x {size} and as before, bilinear, antialiased, then {extractor.resize}"
 
-    def forward(self, images: Tensor) -> Tensor:
-        small = interpolate(images.float(), (self.size, self.size), mode="bilinear", antialias=True)
-        return self.extractor(interpolate(small, images.shape[-2:], mode="bilinear")).features
+    def forward(self, samples: Tensor) -> Features:
+        small = interpolate(samples.float(), (self.size, self.size), mode="bilinear", antialias=True)
+        return self.extractor(interpolate(small, samples.shape[-2:], mode="bilinear").round().byte())
+
+    @property
+    def digest(self) -> str:
+        return self.extractor.digest
 
 
-class LevelDistance(FrechetInceptionDistance):
-    """FID of images at `size` pixels, enlarged again for the extractor: finer detail does not count."""
+class LevelDistance(FrechetDistance):
+    """FID at each of the coarser `sizes`; null: those of a LAPGAN unless told otherwise."""
 
-    def __init__(self, size: int, extractor: Extractor):
-        super().__init__(feature=_Coarse(size, extractor))
+    scores: ClassVar = {"level_fid": False}
+
+    def __init__(self, sizes: Sequence[int] | None = None):
+        self.levels = sizes
+
+    def sizes(self, data: TensorData) -> list[int | None]:
+        try:
+            return [*levels_of(data.shape[-1], self.levels)[:-1]]
+        except ValueError as error:
+            raise UserError(f"level_fid: {error}") from error

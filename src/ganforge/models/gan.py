@@ -293,8 +293,11 @@ class GAN(LightningModule):
         """Get what training needs besides data, such as weights. Raises UserError where it cannot be had."""
 
     def start_from(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of another run, moving averages included."""
-        self.load_state_dict(state)
+        """Take the weights of another run, moving averages included where both runs have them."""
+        averages = {name: value for name, value in self.state_dict().items() if name.startswith("average.")}
+        both = averages and any(name.startswith("average.") for name in state)
+        kept = {name: value for name, value in state.items() if both or not name.startswith("average.")}
+        self.load_state_dict(kept if both else averages | kept)
 
     # Sampling ----------------------------------------------------------------------------------------------------
 

@@ -18,18 +18,21 @@ class LAPGAN(GAN):
     """A game for each level of a Laplacian pyramid: finer levels add detail to real coarse images, without each other.
 
     `generator` and `discriminator` hold networks for the same `levels`. Detail comes from noise, uniform on [-1, 1).
-    `train_levels` are the sizes to train, null: all; the others stay as they are, as `init_from` or chance has them.
+    `train_levels` are the sizes to train, or one, null: all; the others stay as `init_from` or chance has them.
     """
 
-    def __init__(self, train_levels: Sequence[int] | None = None, **options: Any):
+    def __init__(self, train_levels: Sequence[int] | int | None = None, **options: Any):
         super().__init__(**options)
         self.sizes: tuple[int, ...] = self.generator.sizes  # type: ignore[assignment]
+        if self.discriminator.sizes != self.sizes:
+            raise ValueError(f"the levels of G and D differ: {self.sizes} and {self.discriminator.sizes}")
         assert self.latent is not None
         self.latent = Levels([self.latent, *(Uniform(size**2) for size in self.sizes[1:])])
-        unknown = set(train_levels or ()) - set(self.sizes)
-        if unknown or (train_levels is not None and not train_levels):
-            raise ValueError(f"train_levels={list(unknown)}: the levels are {list(self.sizes)}; null trains all")
-        self.train_levels = [size for size in self.sizes if train_levels is None or size in train_levels]
+        wanted = self.sizes if train_levels is None else train_levels
+        wanted = [wanted] if isinstance(wanted, int) else list(wanted)
+        if not wanted or not set(wanted) <= set(self.sizes):
+            raise ValueError(f"train_levels={train_levels}: the levels are {list(self.sizes)}; null trains all")
+        self.train_levels = [size for size in self.sizes if size in wanted]
 
     @property
     def games(self) -> list[Game]:

@@ -45,6 +45,7 @@ class SRGAN(Pix2Pix):
         self.pixels = Pixels(power=2)
         if stage == "pretrain":
             self.content = self.pixels  # and needs no weights
+            self.discriminator.requires_grad_(False)
         self.pixel_weight = pixel_weight
         self.adversarial_ramp = adversarial_ramp
         self.tile = tile
@@ -77,5 +78,5 @@ class SRGAN(Pix2Pix):
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Take the generator's weights, moving average included; the discriminator's have not been trained."""
-        kept = {name: value for name, value in state.items() if not name.startswith("discriminator.")}
-        self.load_state_dict({**self.state_dict(), **kept})
+        mine = {name: value for name, value in self.state_dict().items() if name.startswith("discriminator.")}
+        super().start_from(state | mine)

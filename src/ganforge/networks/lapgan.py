@@ -230,7 +230,7 @@ class Discriminator(_Levels):
         dropout: float = 0.5,
     ):
         super().__init__()
-        sizes = levels_of(image_size, levels)
+        self.sizes = sizes = tuple(levels_of(image_size, levels))
         finer = [ResidualDiscriminator(channels, size, condition_size, width, dropout) for size in sizes[1:]]
         self.levels = nn.ModuleList(
             [CoarsestDiscriminator(channels, sizes[0], condition_size, hidden, dropout), *finer]

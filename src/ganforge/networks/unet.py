@@ -78,18 +78,26 @@ class Generator(nn.Module):
 class PatchDiscriminator(nn.Module):
     """Whether patches of an image suit the condition: images (N, channels, H, W) to maps of logits (N, 1, h, w).
 
-    A condition (N, in_channels, ...) is resized to the image. 3 `layers` look at 70 x 70 pixels each.
+    A condition (N, in_channels, ...) is resized to the image, which has at least `image_size` pixels a side. 3 `layers`
+    look at 70 x 70 pixels each.
     """
 
     def __init__(
         self,
         in_channels: int,
+        image_size: int,
         channels: int = 3,
         width: int = 64,
         layers: int = 3,
         normalization: Layer | None = nn.BatchNorm2d,
     ):
         super().__init__()
+        smallest = 3 * 2**layers
+        if image_size < smallest:
+            raise ValueError(
+                f"image_size={image_size}: {layers} layers need at least {smallest} pixels: set data.image_size, or "
+                "fewer model.discriminator.layers"
+            )
         widths = [width * min(2**i, 8) for i in range(layers + 1)]
         modules: list[nn.Module] = [nn.Conv2d(in_channels + channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         for i in range(1, layers + 1):
