@@ -279,7 +279,7 @@ def test_conditional_samples_have_numbers_by_class(tmp_path: Path, fake_mnist: P
     fitted(tmp_path, *options, "model._target_=test_evaluation.Labelled")
     found = numbers(tmp_path)
     assert {"class_fid_digits", "class_fid_digits/0", "class_fid_digits/9"} <= set(found)
-    assert 0 <= found["class_accuracy_digits"]["last"]["value"] <= 0.3
+    assert "class_accuracy_digits" not in found, "the classifier does not know what these digits are either"
 
 
 # evaluate.py -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ def test_notebook_runs(path: Path, fake_mnist: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv("GANFORGE_NOTEBOOK_MNIST", str(fake_mnist))
     monkeypatch.setenv("GANFORGE_NOTEBOOK_PHOTOGRAPHS", str(tmp_path / "photographs"))
     for i in range(20):
-        save_picture(tmp_path / "photographs" / f"{i}.png", i, (64, 56))
+        save_picture(tmp_path / "photographs" / f"{i}.png", i, (96, 80))
     NotebookClient(
         nbformat.read(path, as_version=4), timeout=240, resources={"metadata": {"path": path.parent}}
     ).execute()
