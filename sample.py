@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ganforge.cli import entry_point
 
@@ -13,8 +13,8 @@ def main(config: DictConfig) -> None:
     from ganforge.sampling import check_request, conditions_of, draw, translate, walk, write
 
     record, model = load_run(config.run, config.checkpoint)
-    labels = [config.labels] if isinstance(config.labels, int | str) else config.labels
-    check_request(model, config.input, labels)
+    labels = config.labels if config.labels is None or OmegaConf.is_list(config.labels) else [config.labels]
+    check_request(model, config)
     output = Path(config.output).expanduser()
     if config.input:
         for path in translate(model, Path(config.input).expanduser(), output):

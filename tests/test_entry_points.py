@@ -174,35 +174,6 @@ def test_a_used_run_folder_is_refused(tmp_path: Path) -> None:
     assert "holds a run already" in again.stderr
 
 
-def test_sweep(tmp_path: Path) -> None:
-    result = run("train.py", "-m", *TINY, "data.batch_size=20,0", "loss=hinge,minimax", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "data.batch_size must be at least 1" in result.stderr
-    assert "Traceback" not in result.stderr
-    (sweep,) = (tmp_path / "logs" / "sweeps" / "sweep").iterdir()
-    jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
-    assert [job.replace("batch_size", "b") for job in jobs] == [
-        "0-b=20,loss=hinge",
-        "1-b=20,loss=minimax",
-        "2-b=0,loss=hinge",
-        "3-b=0,loss=minimax",
-    ]
-    finished = [(sweep / job / "checkpoints" / "last.ckpt").exists() for job in jobs]
-    assert finished == [True, True, False, False], "a job that fails does not stop the others"
-
-
-def test_sweep_over_two_processes(tmp_path: Path) -> None:
-    options = ["trainer=cpu", "trainer.devices=2", "name=pair", "seed=0,1"]
-    result = run("train.py", "-m", *TINY, *options, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    (sweep,) = (tmp_path / "logs" / "sweeps" / "pair").iterdir()
-    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0-seed=0", "1-seed=1"]
-    for job in sweep.glob("*-seed=*"):
-        assert (job / "checkpoints" / "last.ckpt").exists()
-        assert json.loads((job / "environment.json").read_text())["devices"] == 2
-    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sweeps"]
-
-
 @contextmanager
 def started(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
     """An endless training that has written its first checkpoint and made some steps; it does not outlive its test."""

@@ -73,12 +73,12 @@ def test_the_last_weights_are_measured_too(tmp_path: Path, fake_mnist: Path) -> 
 
 def test_a_best_value_is_of_the_same_protocol() -> None:
     scores = Scores()
-    scores.add("fid", False, 1, 3.0, {"fake_samples": 10, "versions": {"torch": "1"}})
-    scores.add("fid", False, 2, 5.0, {"fake_samples": 10, "versions": {"torch": "2"}})
+    scores.add("fid", False, True, 1, 3.0, {"fake_samples": 10, "versions": {"torch": "1"}})
+    scores.add("fid", False, True, 2, 5.0, {"fake_samples": 10, "versions": {"torch": "2"}})
     assert scores["fid"]["best"]["step"] == 1
-    scores.add("fid", False, 3, 4.0, {"fake_samples": 99})
+    scores.add("fid", False, True, 3, 4.0, {"fake_samples": 99})
     assert scores.improved("fid", 3)
-    scores.add("fid", False, 4, float("nan"), {"fake_samples": 99})
+    scores.add("fid", False, True, 4, float("nan"), {"fake_samples": 99})
     assert not scores.improved("fid", 4)
 
 

@@ -70,6 +70,10 @@ def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> 
     assert faces.conditions().tolist() == [[0, 0], [1, 0], [0, 1]]
     with pytest.raises(UserError, match=r"this run knows Smiling, Male.*not Happy"):
         faces.conditions(["Happy"])
+    alone = [options[0], "data.attributes=Smiling", options[2], "extractor=digits"]
+    assert build(composed("model=cgan", "data=celeba", *alone), tmp_path).data.conditions().tolist() == [[0], [1]]
+    with pytest.raises(Exception, match=r"data\.condition=attribute: must be none, labels"):
+        build(composed("model=cgan", "data=celeba", *options, "data.condition=attribute"), tmp_path)
     digits = build(composed(*tiny("cgan"), f"data.root={fake_mnist}"), tmp_path).data
     assert digits.conditions([7, 0]).tolist() == [7, 0]
     for wrong in ([10], [-1], ["Smiling"], [1.0], [True], []):
@@ -127,8 +131,9 @@ def test_levels() -> None:
     assert levels_of(28) == [7, 14, 28]
     assert levels_of(64) == [8, 16, 32, 64]
     assert levels_of(28, [8, 14, 28]) == [8, 14, 28]
-    for wrong in ([14, 7, 28], [7, 14], [28], [1, 28]):
-        with pytest.raises(ValueError, match="levels="):
+    wrong: Any
+    for wrong in ([14, 7, 28], [7, 14], [28], [1, 28], 28, [7.0, 28], ["seven", 28]):
+        with pytest.raises(ValueError, match=r"levels=.* rise to"):
             levels_of(28, wrong)
 
 
@@ -433,6 +438,16 @@ def test_samples_of_labels(tmp_path: Path, fake_mnist: Path) -> None:
     apart = run("sample.py", f"run={folder}", "labels=[3,1]", "num_samples=4", "separate=true", cwd=tmp_path).stdout
     names = sorted(path.name for path in Path(apart.strip()).iterdir())
     assert names == ["000000-3.png", "000001-3.png", "000002-1.png", "000003-1.png"]
+    for wrong, message in (
+        (["labels=[3,1]", "separate=true"], "is there already"),
+        (["labels=1.5"], "labels: must be numbers from 0 to 9, not 1.5"),
+        (["separate=npz"], "separate=npz: must be true or false"),
+        (["format=jpg"], "format=jpg: must be png or npz"),
+        (["output=x.png"], "output=x.png: must be a folder"),
+    ):
+        result = run("sample.py", f"run={folder}", *wrong, cwd=tmp_path)
+        assert result.returncode == 2
+        assert message in result.stderr
     assert "leave input= out" in run("sample.py", f"run={folder}", "input=x.png", cwd=tmp_path).stderr
 
 

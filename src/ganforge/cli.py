@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ganforge import sweeps
 from ganforge.errors import UserError
+from ganforge.sweeps import quoted
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -38,14 +39,21 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
         script = Path(task.__code__.co_filename).resolve()
         conf = script.parent / "conf"
 
-        def run(config: DictConfig) -> None:
+        def run(config: DictConfig) -> float | None:
             sys.argv[1:] = original  # Lightning starts the other ranks with these
             in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+            folder = Path(HydraConfig.get().runtime.output_dir)
             status: int | None
             try:
+                if in_sweep:
+                    sweeps.begin_job(folder)
+                    if os.getpid() != process:  # a launcher's
+                        sweeps.end_with_parent()
                 if in_sweep and str(config.get("trainer", {}).get("devices", 1)) != "1":
-                    status = _run_in_process(script)
+                    status = sweeps.run_in_process(script)
                 else:
+                    if config.get("sweep") and (folder / "checkpoints").exists():
+                        config.resume = str(folder)
                     status = task(config)
             except KeyboardInterrupt:
                 status = INTERRUPTED
@@ -55,6 +63,8 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 status = INTERRUPTED
             except Exception as error:
                 message = explanation(error)
+                if in_sweep or sweeps.IN_PROCESS in os.environ:
+                    sweeps.note_failure(folder, error, message)
                 if message is None or os.environ.get("HYDRA_FULL_ERROR"):
                     raise
                 if in_sweep:
@@ -62,17 +72,27 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 status = _complain(message)
             if status:
                 sys.exit(status)
+            return sweeps.objective(folder) if in_sweep else None
 
-        original = sys.argv[1:]
+        original, process = sys.argv[1:], os.getpid()
 
         def main() -> None:
             register_resolvers()
+            if {sweeps.IN_PROCESS, "LOCAL_RANK"} & set(os.environ):  # a job of a sweep, or a rank
+                sweeps.end_with_parent()
             with tempfile.TemporaryDirectory() as scratch:
                 try:
                     sys.argv[1:] = _resolved_arguments(original, conf, config_name, Path(scratch))
                 except UserError as error:
                     sys.exit(_complain(str(error)))
-                hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(run)()
+                is_complete = False
+                try:
+                    hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(run)()
+                    is_complete = True
+                except KeyboardInterrupt:  # while a launcher waits for its jobs
+                    sys.exit(INTERRUPTED)
+                finally:
+                    sweeps.report(script.name, is_complete)
 
         return main
 
@@ -117,17 +137,6 @@ def _complain(message: str) -> int:
     return 2
 
 
-def _run_in_process(script: Path) -> int:
-    """Run a sweep's job in a process of its own: torch's process groups do not survive a second one in a process."""
-    job = HydraConfig.get()
-    folder = quoted(job.runtime.output_dir)
-    command = [sys.executable, str(script), *job.overrides.task, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
-    status = subprocess.run(command).returncode
-    if status not in (0, INTERRUPTED):
-        raise UserError(f"the job in {job.runtime.output_dir} ended with status {status}")
-    return status
-
-
 # Resuming --------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +147,10 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
     Hydra gets a bare copy of the record: another file beside it could steer Hydra itself.
     """
     arguments = [_literal(argument) for argument in arguments]
-    _remember_sweep(arguments)
+    if (sweep := _folder(arguments, "sweep")) and sweeps.IN_PROCESS not in os.environ:
+        arguments = sweeps.with_record(arguments, sweep)
+    arguments = sweeps.with_search(arguments)
+    sweeps.remember(arguments)
     for key, _, value in map(_parts, arguments):
         if value == "null" and (conf / key).is_dir():
             options = ", ".join(sorted(path.stem for path in (conf / key).glob("*.yaml")))
@@ -195,7 +207,7 @@ def parts_of(record: Any, arguments: list[str]) -> list[str]:
     return sorted(parts - given)
 
 
-PATHS = ("run", "resume", "checkpoint", "input", "output", "folder", "against", "model.init_from")
+PATHS = ("run", "resume", "sweep", "checkpoint", "input", "output", "folder", "against", "model.init_from")
 """Options that are paths and nothing else, so that no character in them means anything to Hydra."""
 
 
@@ -228,18 +240,13 @@ def check_record(folder: Path) -> Path:
     return record
 
 
-def quoted(value: object) -> str:
-    """A value that Hydra takes literally on the command line."""
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 # Resolvers -------------------------------------------------------------------------------------------------------
 
 
 def register_resolvers() -> None:
     """The resolvers that `conf/` uses."""
     OmegaConf.register_new_resolver("first", _first, replace=True)
-    OmegaConf.register_new_resolver("swept", _swept, replace=True)
+    OmegaConf.register_new_resolver("swept", sweeps.swept, replace=True)
     OmegaConf.register_new_resolver("condition_size", _condition_size, replace=True)
 
 
@@ -250,29 +257,15 @@ def _first(*values: Any) -> Any:
 
 def _condition_size(data: Any) -> int:
     """How many classes or attributes the samples of these data have. Raises UserError where they have neither."""
-    size = len(data.attributes or ()) if data.get("condition") == "attributes" else data.get("num_classes")
+    condition = data.get("condition")
+    if condition not in (None, "none", "labels", "attributes", "identity"):
+        raise UserError(f"data.condition={condition}: must be none, labels (folder), attributes or identity (celeba)")
+    names = data.get("attributes") or ()
+    size = len([names] if isinstance(names, str) else names) if condition == "attributes" else data.get("num_classes")
     if not size:
         raise UserError(
             "This model is conditioned on labels, which these data do not have. Choose others, such as data=mnist, or "
-            "make some: data=celeba data.condition=attributes data.attributes=[Smiling]; data=folder "
-            "data.condition=labels data.num_classes=<n>"
+            "make some: data=celeba data.condition=attributes data.attributes=[Smiling], or data.condition=identity "
+            "data.num_classes=10177; data=folder data.condition=labels data.num_classes=<n>"
         )
     return size
-
-
-def _remember_sweep(arguments: list[str]) -> None:
-    """Note which keys are swept, also for jobs that a launcher starts elsewhere: a job sees only its own values."""
-    try:
-        overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] != "-"])
-    except CompactHydraException:
-        return  # Hydra reports it better
-    os.environ["GANFORGE_SWEPT"] = ",".join(o.key_or_group for o in overrides if o.is_sweep_override())
-
-
-def _swept(overrides: str) -> str:
-    """`model=dcgan,model.loss.weight=2,trainer=cpu` -> `model=dcgan,weight=2` where model and weight are swept."""
-    swept = os.environ.get("GANFORGE_SWEPT", "").split(",")
-    pairs = [pair.partition("=") for pair in overrides.split(",") if "=" in pair]
-    chosen = [pair for pair in pairs if pair[0].lstrip("+~") in swept] or pairs
-    name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in chosen)
-    return re.sub(r"[^\w=,.+-]+", "-", name)[:120] or "job"

@@ -109,8 +109,9 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list[Any], **optio
 def train(config: DictConfig, folder: Path) -> int:
     """Train, or go on with, the run in a folder. Returns the exit status: 0, or 128 + the signal that ended it."""
     checkpoint = None
-    if config.resume:
+    if config.resume or config.get("sweep"):
         check_targets(config)
+    if config.resume:
         checkpoint = latest_checkpoint(folder)
         check_schedule(config, folder)
     elif rank() == 0 and (folder / "checkpoints").exists():
@@ -151,8 +152,9 @@ def start_from(model: GAN, run: str) -> None:
     except UserError as error:
         raise UserError(f"model.init_from={run}: {error}") from error
     except RuntimeError as error:
-        difference = str(error).splitlines()[1].strip()[:200]
-        raise UserError(f"model.init_from={run}: the networks of that run are others. {difference}") from error
+        raise UserError(
+            f"model.init_from={run}: the networks of that run are others: model= has to be as in its .hydra/config.yaml"
+        ) from error
 
 
 def _given() -> list[str]:

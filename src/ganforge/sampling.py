@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ganforge.data.base import to_uint8, to_unit_range
@@ -27,8 +28,16 @@ WALK = 8
 """Pictures from one end of a walk to the other."""
 
 
-def check_request(model: GAN, source: str | None, labels: Sequence[Any] | None) -> None:
-    """Raise UserError where a model is asked for what it does not do."""
+def check_request(model: GAN, config: DictConfig) -> None:
+    """Raise UserError where a model is asked for what it does not do, or in words that sample.py does not know."""
+    source, labels = config.input, config.labels
+    for option in ("interpolate", "separate"):
+        if not isinstance(config[option], bool):
+            raise UserError(f"{option}={config[option]}: must be true or false")
+    if config.format not in ("png", "npz"):
+        raise UserError(f"format={config.format}: must be png or npz, of separate=true")
+    if Path(config.output).suffix.lower() in IMG_EXTENSIONS:
+        raise UserError(f"output={config.output}: must be a folder")
     if model.from_images and not source:
         raise UserError("This model makes images of images: name one, or a folder of them, with input=...")
     if source and not model.from_images:
@@ -77,8 +86,6 @@ def write(
 
     `labels` are those of the grid's rows, which separate pictures have in their names.
     """
-    if separate not in (None, "png", "npz"):
-        raise UserError(f"format={separate}: must be png or npz")
     path = folder / name
     if separate is None:
         path = path.with_suffix(".png")
@@ -89,6 +96,8 @@ def write(
         np.savez_compressed(path, samples=samples.numpy() if samples.ndim == 2 else to_uint8(samples).numpy())
     elif samples.ndim == 2:
         raise UserError("Points are no pictures: use format=npz for separate ones")
+    elif path.exists():
+        raise UserError(f"output={folder}: {path} is there already: remove it, or choose another folder")
     else:
         for number, sample in enumerate(samples):
             label = f"-{labels[number * len(labels) // len(samples)]}" if labels else ""
@@ -102,6 +111,7 @@ def translate(model: GAN, source: Path, folder: Path) -> Iterator[Path]:
     Images are taken upright. Transparency is carried over, resized as the image is; what was grey stays grey where
     the model does not change colours.
     """
+    given = source
     files: dict[str, Callable[[], BinaryIO]]
     if source.is_file() and source.suffix.lower() != ".zip":
         source, files = source.parent, {source.name: partial(source.open, "rb")}  # type: ignore[dict-item]
@@ -128,7 +138,7 @@ def translate(model: GAN, source: Path, folder: Path) -> Iterator[Path]:
         save_picture(made, paths[name])
         yield paths[name]
     if bad:
-        raise UserError(f"input={source}: {len(bad)} of {len(files)} cannot be read:\n" + "\n".join(bad))
+        raise UserError(f"input={given}: {len(bad)} of {len(files)} cannot be read:\n" + "\n".join(bad))
 
 
 def translated(model: GAN, image: Image.Image) -> Image.Image:

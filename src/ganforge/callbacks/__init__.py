@@ -2,7 +2,8 @@
 
 from ganforge.callbacks.checkpoints import Checkpoints
 from ganforge.callbacks.progress import Progress
+from ganforge.callbacks.pruning import Pruning
 from ganforge.callbacks.samples import Samples
 from ganforge.callbacks.stopping import Stopping
 
-__all__ = ["Checkpoints", "Progress", "Samples", "Stopping"]
+__all__ = ["Checkpoints", "Progress", "Pruning", "Samples", "Stopping"]

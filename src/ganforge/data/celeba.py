@@ -37,7 +37,7 @@ class CelebA(Images):
         split: str = "official",
         split_seed: int = 0,
         condition: str = "none",
-        attributes: list[str] | None = None,
+        attributes: list[str] | str | None = None,
         download: bool = False,
         **options: Any,
     ):
@@ -50,7 +50,7 @@ class CelebA(Images):
             raise ValueError("condition=attributes: say which, with data.attributes=[Smiling,Male]")
         self.split, self.split_seed = split, split_seed
         self.condition_kind = condition
-        self.attributes = attributes or []
+        self.attributes = [attributes] if isinstance(attributes, str) else attributes or []
         self.download = download
 
     def prepare_data(self) -> None:
@@ -82,7 +82,7 @@ class CelebA(Images):
             return super().conditions(labels)
         if labels is None:
             return torch.cat([torch.zeros(1, len(self.attributes)), torch.eye(len(self.attributes))])
-        wanted = [[] if label == "none" else str(label).split("+") for label in labels]
+        wanted = [[] if label == "none" else str(label).replace(" ", "").split("+") for label in labels]
         unknown = [name for names in wanted for name in names if name not in self.attributes]
         if unknown or not wanted:
             known, wrong = ", ".join(self.attributes), (unknown or ["nothing"])[0]

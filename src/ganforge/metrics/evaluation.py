@@ -195,7 +195,7 @@ class Evaluation(Callback):
         how = self.provenance(pl_module)
         for name, value in self.values.items():
             is_better = self.chosen.names.get(name, self.chosen.names.get(name.partition("/")[0], True))
-            self.scores.add(name, is_better, trainer.global_step, value, how)
+            self.scores.add(name, is_better, name == self.chosen.monitor, trainer.global_step, value, how)
         for logger in trainer.loggers:
             values = {f"metrics/{name}": value for name, value in self.values.items()}
             logger.log_metrics(values, step=trainer.global_step)

@@ -1,4 +1,4 @@
-"""The Fréchet distance at the coarser levels of a pyramid, each of which a LAPGAN learns by itself."""
+"""The Fréchet distance of images made as small as the coarser levels of a pyramid."""
 
 from collections.abc import Sequence
 from typing import ClassVar

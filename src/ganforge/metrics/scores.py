@@ -10,17 +10,27 @@ from ganforge.downloads import first_line
 from ganforge.errors import UserError
 from ganforge.files import read_json, write_whole
 
-TRAINING = ("higher_is_better", "last", "best")
+TRAINING = ("higher_is_better", "monitored", "last", "best")
 """What training writes of a metric; `evaluated` is evaluate.py's."""
 
 
 class Scores(dict[str, dict[str, Any]]):
-    """By a metric's name: whether higher is better, and its `last` and `best` value, step and provenance."""
+    """By a metric's name: whether higher is better, whether it decides which checkpoint is the best, and its `last`
+    and `best` value, step and provenance."""
 
-    def add(self, name: str, higher_is_better: bool, step: int, value: float, provenance: Mapping[str, Any]) -> None:
+    def add(
+        self,
+        name: str,
+        higher_is_better: bool,
+        monitored: bool,
+        step: int,
+        value: float,
+        provenance: Mapping[str, Any],
+    ) -> None:
         """Note a value. The best is sought among those that were made alike, whatever the versions of libraries."""
         now = {"value": value, "step": step, "provenance": dict(provenance)}
-        score = self.setdefault(name, {"higher_is_better": higher_is_better, "last": now, "best": now})
+        kind = {"higher_is_better": higher_is_better, "monitored": monitored}
+        score = self.setdefault(name, {**kind, "last": now, "best": now})
         score["last"] = now
         best, sign = score["best"], 1 if higher_is_better else -1
         if _protocol(best) != _protocol(now) or isnan(best["value"]) or sign * value > sign * best["value"]:

@@ -43,6 +43,8 @@ def reconstructed(pyramid: Sequence[Tensor]) -> Tensor:
 
 def levels_of(image_size: int, sizes: Sequence[int] | None = None) -> list[int]:
     """The sizes as given, or halved as often as is usual: 28 -> 7, 14, 28; 64 -> 8, 16, 32, 64."""
+    if sizes and (isinstance(sizes, int) or any(type(size) is not int for size in sizes)):
+        raise ValueError(f"levels={sizes}: must be sizes such as [7,14,28], whole numbers that rise to {image_size}")
     found = list(sizes or [image_size])
     while not sizes and found[0] >= 12 and found[0] % 2 == 0:
         found.insert(0, found[0] // 2)

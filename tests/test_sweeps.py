@@ -1,0 +1,175 @@
+"""Sweeps: every launcher, failures, interruptions, going on, and searches."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY_POINTS, run
+
+TINY = [*TINY_POINTS, "trainer.max_steps=2", "trainer.accelerator=cpu", "evaluate_every=2", "data.num_samples=64"]
+
+
+def the_sweep(folder: Path, name: str = "sweep") -> Path:
+    (sweep,) = (folder / "logs" / "sweeps" / name).iterdir()
+    return sweep
+
+
+def jobs_of(sweep: Path) -> list[str]:
+    return sorted(path.name for path in sweep.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def last(job: Path) -> Path:
+    return job / "checkpoints" / "last.ckpt"
+
+
+def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_path: Path) -> None:
+    result = run("train.py", "-m", *TINY, "data.batch_size=20,0", "loss=hinge,minimax", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "data.batch_size must be at least 1" in result.stderr
+    assert "Traceback" not in result.stderr
+    sweep = the_sweep(tmp_path)
+    names = ["0-batch_size=20,loss=hinge", "1-batch_size=20,loss=minimax"]
+    names += ["2-batch_size=0,loss=hinge", "3-batch_size=0,loss=minimax"]
+    assert jobs_of(sweep) == names
+    assert [last(sweep / name).exists() for name in names] == [True, True, False, False]
+    for name in names[2:]:
+        assert "data.batch_size must be at least 1" in (sweep / name / "error.txt").read_text()
+        assert f"{name} failed: data: batch_size=0" in result.stderr
+    assert f"python train.py sweep={sweep.relative_to(tmp_path)}" in result.stderr
+
+    finished = last(sweep / names[0]).stat().st_mtime_ns
+    last(sweep / names[1]).unlink()
+    again = run("train.py", f"sweep={sweep}", "data.batch_size=20,0", cwd=tmp_path)
+    assert jobs_of(sweep) == names
+    assert "This run is finished" in again.stderr
+    assert last(sweep / names[0]).stat().st_mtime_ns == finished
+    assert last(sweep / names[1]).exists(), "what is missing is done"
+    other = run("train.py", f"sweep={sweep}", "loss=hinge,wasserstein", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "has other values of it" in other.stderr
+
+
+def test_jobs_of_two_processes(tmp_path: Path) -> None:
+    options = ["trainer.devices=2", "name=pair", "data.batch_size=20,21"]
+    result = run("train.py", "-m", *TINY, *options, cwd=tmp_path)
+    assert result.returncode == 1
+    sweep = the_sweep(tmp_path, "pair")
+    assert jobs_of(sweep) == ["0-batch_size=20", "1-batch_size=21"]
+    assert last(sweep / "0-batch_size=20").exists()
+    assert json.loads((sweep / "0-batch_size=20" / "environment.json").read_text())["devices"] == 2
+    assert "does not divide by 2 devices" in (sweep / "1-batch_size=21" / "error.txt").read_text()
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sweeps"]
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_launchers(tmp_path: Path, launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    result = run("train.py", "-m", f"hydra/launcher={launcher}", *TINY, "seed=0,1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    sweep = the_sweep(tmp_path)
+    assert jobs_of(sweep) == ["0-seed=0", "1-seed=1"]
+    for name in jobs_of(sweep):
+        assert last(sweep / name).exists()
+        assert "sliced_wasserstein" in json.loads((sweep / name / "metrics.json").read_text())
+
+
+def processes(word: str) -> list[str]:
+    """Command lines that hold a word, of processes that run."""
+    listed = subprocess.run(["ps", "-eww", "-o", "stat,args"], capture_output=True, text=True).stdout.splitlines()
+    return [line for line in listed if word in line and not line.startswith("Z")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, number: int) -> None:
+    mark = f"name={tmp_path.name}"
+    endless = [*TINY, mark, "seed=0,1", "trainer.max_steps=1000000", "trainer.devices=2", "evaluate_every=null"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *endless, "checkpoint_every=20"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: list(tmp_path.glob("logs/sweeps/*/*/0-seed=0/checkpoints/previous.ckpt")))
+        assert len(processes(mark)) == 3
+        process.send_signal(number)
+        assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+        wait_for(lambda: not processes(mark))
+    finally:
+        subprocess.run(["pkill", "-KILL", "-f", mark])
+    assert jobs_of(the_sweep(tmp_path, tmp_path.name)) == ["0-seed=0"], "the others are not begun"
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+SEARCH = ["hydra/sweeper=optuna", "model.generator_optimizer.lr=interval(1e-5,1e-2)"]
+
+
+def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    quick = [*TINY, "trainer.max_steps=4", "callbacks.pruning.startup_trials=1"]
+    result = run("train.py", "-m", *quick, *SEARCH, "hydra.sweeper.n_trials=2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    sweep = the_sweep(tmp_path)
+
+    def study() -> Any:
+        return optuna.load_study("search", f"sqlite:///{sweep}/search.db")
+
+    first = study().trials
+    assert len(first) == 2
+    for trial, name in zip(first, jobs_of(sweep), strict=True):
+        scores = json.loads((sweep / name / "metrics.json").read_text())
+        assert trial.value == scores["sliced_wasserstein"]["best"]["value"]
+        assert trial.intermediate_values.keys() <= {2, 4}
+    killed = study().ask({"model.generator_optimizer.lr": optuna.distributions.UniformDistribution(1e-5, 1e-2)})
+    # three trials that nothing can be worse than
+    for _ in range(3):
+        best = optuna.trial.create_trial(
+            params=killed.params, distributions=killed.distributions, value=0.0, intermediate_values={2: 0.0, 4: 0.0}
+        )
+        study().add_trial(best)
+    again = run("train.py", f"sweep={sweep}", "hydra.sweeper.n_trials=6", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "The search goes on after 5 of 6 trials" in again.stderr
+    trials = study().trials
+    assert trials[2].state == optuna.trial.TrialState.FAIL
+    assert trials[-1].params == killed.params, "the killed trial is tried again"
+    assert len(trials) == 7
+    assert trials[-1].intermediate_values.keys() == {2}
+    assert "Ended: sliced_wasserstein is worse than that of most trials at step 2" in again.stderr
+
+
+def test_a_search_needs_something_to_search_for(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    for wrong, message in (
+        ("hydra.sweeper.direction=maximize", "sliced_wasserstein asks for minimize"),
+        ("evaluate_every=null", "set that, and evaluate_every"),
+    ):
+        result = run("train.py", "-m", *TINY, *SEARCH, "hydra.sweeper.n_trials=1", wrong, cwd=tmp_path)
+        assert message in result.stderr
+
+
+def test_a_hostile_sweep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        "task: [model._target_=os.system, seed=0]\n"
+        "hydra: [hydra/launcher=submitit_local, 'hydra.launcher.setup=[touch x]', 'hydra.searchpath=[/tmp]',"
+        " 'hydra.sweeper.params._target_=os.system']\n"
+    )
+    result = run("train.py", f"sweep={tmp_path}", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "This run makes os.system, which is not of ganforge" in result.stderr
+    assert "Launching 1 jobs locally" in result.stderr + result.stdout
+    assert "is no sweep" in run("train.py", "sweep=/nowhere", cwd=tmp_path).stderr
