@@ -274,6 +274,7 @@ def test_help(tmp_path: Path) -> None:
         ("train.py", "resume="),
         ("evaluate.py", "folder=<images>"),
         ("sample.py", "interpolate=true"),
+        ("export.py", "format=safetensors"),
     ):
         result = run(script, "--help", cwd=tmp_path)
         assert result.returncode == 0

@@ -1,3 +1,24 @@
 """ganforge: train, measure and compare generative adversarial networks."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ganforge.export.trained import TrainedGenerator
+
 __version__ = "0.1.0"
+
+
+def load_generator(path: "str | Path") -> "TrainedGenerator":
+    """The generator of a run folder, or of an `.onnx`, `.pt2` or `.safetensors` that `export.py` wrote.
+
+        generator = ganforge.load_generator("logs/runs/cgan-mnist/<time>")
+        images = generator(16, seed=0, labels=[3, 7])  # (16, C, H, W) in [-1, 1]
+
+    Run folders, `.onnx` and `.safetensors` of strangers are harmless: they hold numbers, and a config that may make
+    nothing but networks and the like of known packages. A `.pt2` is not: torch unpickles parts of it and evaluates
+    others, so that it can run code. Load those of people you trust. Raises UserError.
+    """
+    from ganforge.export import trained
+
+    return trained.load_generator(path)

@@ -1,7 +1,7 @@
 """Distributions that the generator's input is drawn from."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from torch import Tensor
 
 class Latent:
     """A distribution over vectors of `size` independent numbers. Called as `latent(count, generator)`."""
+
+    values: ClassVar[str] = "drawn as its class does"
+    """How the numbers are distributed, for people."""
 
     def __init__(self, size: int):
         if size < 1:
@@ -27,6 +30,8 @@ class Latent:
 class Normal(Latent):
     """Standard normal."""
 
+    values = "standard normal"
+
     def between(self, start: Tensor, end: Tensor, position: Tensor) -> Tensor:
         """Keep the length on the way, as normal latents have nearly one length in high dimensions."""
         straight = super().between(start, end, position)
@@ -39,6 +44,8 @@ class Normal(Latent):
 
 class Uniform(Latent):
     """Uniform on [-1, 1), as in the first GAN papers (Goodfellow et al., 2014; Radford et al., 2016)."""
+
+    values = "uniform on [-1, 1)"
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.rand(count, self.size, generator=generator).mul_(2).sub_(1)

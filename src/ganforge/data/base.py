@@ -5,13 +5,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ganforge.data.conditions import of_classes
 from ganforge.errors import UserError
 from ganforge.randomness import Rows, Share, Stream, chunks_of, generator
 
@@ -110,6 +111,11 @@ class TensorData(LightningDataModule):
     is how many samples a validation generates; `flip` mirrors every other training image, at random.
     """
 
+    terms: ClassVar[str] = "The data are files of whoever trained this: ask on which terms they have them."
+    """Where the licence of the data is, for whoever gets a model that was trained on them."""
+    labels: ClassVar[str] = ""
+    """What the integer labels stand for."""
+
     def __init__(
         self,
         batch_size: int,
@@ -155,13 +161,7 @@ class TensorData(LightningDataModule):
 
         Raises UserError for a label that the data do not have.
         """
-        classes = self.num_classes or 0
-        if labels is None:
-            return torch.linspace(0, classes - 1, min(classes, 10)).round().long()
-        unknown = [label for label in labels if type(label) is not int or not 0 <= label < classes]
-        if unknown or not labels:
-            raise UserError(f"labels: must be numbers from 0 to {classes - 1}, not {unknown[0] if unknown else 'none'}")
-        return torch.tensor(labels)
+        return of_classes(labels, self.num_classes or 0)
 
     def fingerprint(self, split: str) -> str:
         """Tells the samples of this split from all others."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ganforge.data.conditions import of_attributes
 from ganforge.data.images import Images, Listing
 from ganforge.data.sources import Source, open_source
 from ganforge.downloads import first_line, time_limit
@@ -31,6 +32,11 @@ class CelebA(Images):
     """
 
     title = "celeba"
+    terms = (
+        "CelebA (Liu et al., 2015) is for non-commercial research only; neither images nor what is derived from them "
+        "may be sold: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+    )
+    labels = "identities"
 
     def __init__(
         self,
@@ -80,14 +86,7 @@ class CelebA(Images):
         """Of attributes: `Smiling`, or `Smiling+Male` for both, or `none`; by default none, and each alone."""
         if self.condition_kind != "attributes":
             return super().conditions(labels)
-        if labels is None:
-            return torch.cat([torch.zeros(1, len(self.attributes)), torch.eye(len(self.attributes))])
-        wanted = [[] if label == "none" else str(label).replace(" ", "").split("+") for label in labels]
-        unknown = [name for names in wanted for name in names if name not in self.attributes]
-        if unknown or not wanted:
-            known, wrong = ", ".join(self.attributes), (unknown or ["nothing"])[0]
-            raise UserError(f"labels: this run knows {known}, several as in A+B, or none, not {wrong}")
-        return torch.tensor([[float(name in names) for name in self.attributes] for names in wanted])
+        return of_attributes(labels, self.attributes)
 
     def _folder(self) -> Path | None:
         folders = [self.root / "celeba", self.root]

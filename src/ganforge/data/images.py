@@ -122,6 +122,7 @@ class ImageFolder(Images):
     """Any images: labels are the names of the folders they lie in, sorted, where `condition` is "labels"."""
 
     title = "folder"
+    labels = "the sub-folders of the training images, in the order of their names"
 
     def __init__(self, condition: str = "none", **options: Any):
         super().__init__(**options)

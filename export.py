@@ -1,0 +1,16 @@
+"""Hand a run's generator over: `python export.py run=logs/runs/<name>/<time> format=onnx`. Options: `--help`."""
+
+from omegaconf import DictConfig
+
+from ganforge.cli import entry_point
+
+
+@entry_point("export")
+def main(config: DictConfig) -> None:
+    from ganforge.export.exporting import export
+
+    export(config)
+
+
+if __name__ == "__main__":
+    main()

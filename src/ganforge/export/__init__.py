@@ -1,0 +1,1 @@
+"""Handing a generator over: files, a card about them, and what loads them."""

@@ -1,0 +1,84 @@
+"""A trained generator as a function, from wherever it is kept."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ganforge.downloads import first_line
+from ganforge.errors import UserError
+from ganforge.experiment import load_run
+from ganforge.export.formats import FORMATS, Network, check_installed
+from ganforge.export.interface import Bare, Input, Interface, interface_of
+from ganforge.models.drawing import Drawing
+from ganforge.models.tiling import in_tiles
+
+
+class TrainedGenerator(Drawing):
+    """Called as `generator(16, seed=0)`, or with images where it makes images of those; see `__call__`.
+
+    `inputs` describe the tensors that `network(*inputs)` takes, for whoever wants other latents.
+    """
+
+    def __init__(self, network: Network, interface: Interface):
+        self.network = network
+        self.interface = interface
+        self.latent = interface.latent
+
+    @property
+    def inputs(self) -> list[Input]:
+        return self.interface.inputs
+
+    def __call__(self, what: int | Tensor, seed: int = 0, labels: Sequence[Any] | int | str | None = None) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1], or points (N, 2).
+
+        Of a number N: the first N samples of a seed, as `sample.py` draws them; with `labels`, such as [3, 7] or
+        ["Smiling+Male"], a row of samples for each, one latent a column. Of images (N, C, h, w) in [-1, 1]: what is
+        made of them. Raises UserError.
+        """
+        conditions = self.interface.conditions([labels] if isinstance(labels, int | str) else labels)
+        made = self._made_of(what) if self.interface.channels else self._drawn(what, seed, conditions)
+        return made.clamp(-1, 1) if self.interface.output == "images" else made
+
+    def _drawn(self, count: Any, seed: int, conditions: Tensor | None) -> Tensor:
+        if type(count) is not int or count < 1:
+            raise UserError("This generator draws samples from noise: say how many, such as generator(16)")
+        if type(seed) is not int or seed < 0:
+            raise UserError(f"seed={seed}: must be a whole number from 0")
+        return self.samples(count, seed, conditions)[:count]
+
+    def _made_of(self, images: Any) -> Tensor:
+        channels = self.interface.channels
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
+            raise UserError(f"This generator makes images of images: give a tensor (N, {channels}, h, w) in [-1, 1]")
+        if not images.is_floating_point():
+            raise UserError(f"These images are {images.dtype}: give floats in [-1, 1]")
+        return self.sample(None, images.float())
+
+    @torch.no_grad()
+    def sample(self, latent: Any, condition: Tensor | None = None) -> Tensor:
+        if self.interface.tile is not None and condition is not None:
+            return in_tiles(self.network, condition, self.interface.tile, self.interface.margin)
+        latents = latent if isinstance(latent, tuple) else () if latent is None else (latent,)
+        return self.network(*latents, *(() if condition is None else (condition,)))
+
+
+def load_generator(path: str | Path) -> TrainedGenerator:
+    """See `ganforge.load_generator`."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        record, model = load_run(path)
+        interface = interface_of(model, record)
+        return TrainedGenerator(Bare(model.sampler, len(interface.latents)).eval(), interface)
+    known = {entry.suffix: entry for entry in FORMATS.values()}
+    if not path.is_file() or path.suffix not in known:
+        raise UserError(f"{path} is neither a run folder nor a file that ends in {', '.join(known)}")
+    check_installed(str(path), known[path.suffix].reads_with)
+    try:
+        return TrainedGenerator(*known[path.suffix].read(path))
+    except UserError:
+        raise
+    except Exception as error:  # each library raises its own
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error

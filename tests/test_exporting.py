@@ -1,0 +1,282 @@
+"""Generators that are handed over make what the run's generator makes, and cannot run code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import TINY_POINTS, composed, run, tiny
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import ganforge
+from ganforge import exporting
+from ganforge.data.base import to_uint8
+from ganforge.errors import UserError
+from ganforge.experiment import build, load_run, train
+from ganforge.export.exporting import export
+from ganforge.export.formats import FORMATS
+from ganforge.export.interface import split
+
+PHOTOGRAPHS = ["data=pairs", "data.root=somewhere"]
+FACES = ["data=celeba", "data.root=somewhere", "data.condition=attributes"]
+MODELS = {
+    "gan": TINY_POINTS,
+    "dcgan": tiny("dcgan"),
+    "cgan": tiny("cgan"),
+    "cgan_conv": tiny("cgan_conv", *FACES),
+    "lapgan": tiny("lapgan"),
+    "lapgan_conditional": tiny("lapgan_conditional"),
+    "srgan": tiny("srgan", *PHOTOGRAPHS, "model.tile=20"),
+    "pix2pix": tiny("pix2pix", *PHOTOGRAPHS, "degradation=grayscale", "model.generator.dropout=0.5"),
+}
+INPUTS = {
+    "gan": {"latent": ("N", 2)},
+    "dcgan": {"latent": ("N", 100)},
+    "cgan": {"latent": ("N", 100), "label": ("N",)},
+    "cgan_conv": {"latent": ("N", 100), "attributes": ("N", 2)},
+    "lapgan": {"latent_7": ("N", 100), "latent_14": ("N", 196), "latent_28": ("N", 784)},
+    "srgan": {"image": ("N", 3, "H", "W")},
+    "pix2pix": {"image": ("N", 1, "H", "W")},
+}
+INPUTS["lapgan_conditional"] = {**INPUTS["lapgan"], "label": ("N",)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders of all models, with weights that differ from those of their moving averages."""
+    return {name: made(tmp_path_factory.mktemp(name), *options) for name, options in MODELS.items()}
+
+
+def made(folder: Path, *overrides: str) -> Path:
+    config = composed("trainer.accelerator=cpu", *overrides)
+    (folder / ".hydra").mkdir()
+    (folder / "checkpoints").mkdir()
+    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    state = build(config, folder).model.state_dict()
+    for value in state.values():
+        if value.is_floating_point():
+            value.add_(torch.rand_like(value), alpha=0.01)
+    torch.save({"state_dict": state, "global_step": 7}, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def exported(run: Path, output: Path, kind: str, *options: str) -> Path:
+    return export(composed(f"run={run}", f"output={output}", f"format={kind}", *options, config="export"))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", MODELS)
+def test_files_make_what_the_model_makes(runs: dict[str, Path], tmp_path: Path, name: str, kind: str) -> None:
+    path = exported(runs[name], tmp_path, kind)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", path.name]
+    card = (tmp_path / "README.md").read_text()
+    generator, original = ganforge.load_generator(path), ganforge.load_generator(runs[name])
+    assert {entry.name: entry.shape for entry in generator.inputs} == INPUTS[name]
+    assert all(f"| `{entry.name}` | ({', '.join(map(str, entry.shape))}) |" in card for entry in generator.inputs)
+    assert generator.inputs == original.inputs
+    model = load_run(runs[name])[1]
+    for count, height, width in ((1, 16, 16), (2, 9, 20), (5, 20, 13)):
+        inputs = generator.interface.examples(count, height, width, seed=count)
+        expected = model.sample(*split(inputs, len(generator.interface.latents)))
+        assert torch.allclose(others(path, INPUTS[name], inputs), expected, rtol=0, atol=1e-5)
+        assert torch.allclose(generator.network(*inputs), expected, rtol=0, atol=1e-5)
+    what: Any = torch.rand(2, generator.interface.channels, 33, 47) if generator.interface.channels else 3
+    assert torch.allclose(generator(what), original(what), rtol=0, atol=1e-5)
+
+
+def others(path: Path, names: Any, inputs: list[Tensor]) -> Tensor:
+    """What a file makes for those who have no ganforge."""
+    if path.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        arrays = [tensor.numpy() for tensor in inputs]
+        return torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0])
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(*inputs)
+    return ganforge.load_generator(path).network(*inputs)
+
+
+def test_samples_are_those_of_sample_py(runs: dict[str, Path], tmp_path: Path) -> None:
+    options = ["num_samples=70", "seed=1", "labels=[3,7]", "separate=true", "format=npz", f"output={tmp_path}"]
+    assert run("sample.py", f"run={runs['cgan']}", *options, cwd=tmp_path).returncode == 0
+    drawn = torch.from_numpy(np.load(tmp_path / "samples-seed-1-labels-3-7.npz")["samples"]).int()
+    paths = [runs["cgan"], *(exported(runs["cgan"], tmp_path, kind) for kind in FORMATS)]
+    for path in paths:
+        made = to_uint8(ganforge.load_generator(path)(70, seed=1, labels=[3, 7])).int()
+        assert made.shape == drawn.shape
+        assert (drawn - made).abs().max() <= (1 if path.suffix == ".onnx" else 0)
+
+
+def test_calls(runs: dict[str, Path]) -> None:
+    cgan, faces, srgan = (ganforge.load_generator(runs[name]) for name in ("cgan", "cgan_conv", "srgan"))
+    assert cgan(16).shape == (16, 1, 28, 28)
+    assert torch.equal(cgan(16)[:3], cgan(20)[:3])
+    assert not torch.equal(cgan(4, labels=1), cgan(4, labels=[2]))
+    assert faces(4, labels=["Smiling+Male", "none"]).shape == (4, 3, 64, 64)
+    image = torch.rand(1, 3, 50, 41)
+    assert torch.equal(srgan(image), load_run(runs["srgan"])[1].sample(None, image).clamp(-1, 1))
+    for wrong, message in (
+        (lambda: cgan(0), "say how many"),
+        (lambda: cgan(image), "say how many"),
+        (lambda: cgan(1, seed=-1), "seed=-1"),
+        (lambda: cgan(1, labels=[10]), "numbers from 0 to 9"),
+        (lambda: faces(1, labels=["Bald"]), "knows Smiling, Male"),
+        (lambda: srgan(16), r"give a tensor \(N, 3, h, w\)"),
+        (lambda: srgan(image[0]), r"give a tensor \(N, 3, h, w\)"),
+        (lambda: srgan(image.byte()), "give floats"),
+        (lambda: srgan(image, labels=[1]), "without labels"),
+        (lambda: ganforge.load_generator("no/such.onnx"), "neither a run folder nor"),
+    ):
+        with pytest.raises(UserError, match=message):
+            wrong()
+
+
+def test_the_card_tells_what_it_is(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provenance = {"fake_samples": 50, "run": "/home/somebody", "step": 7}
+    now, best = ({"value": value, "step": step, "provenance": provenance} for value, step in ((1.5, 7), (None, 6)))
+    scores = {"fid": {"higher_is_better": False, "last": now, "best": best, "evaluated": [now]}}
+    (runs["cgan_conv"] / "metrics.json").write_text(json.dumps(scores))
+    exported(runs["cgan_conv"], tmp_path, "onnx")
+    card = (tmp_path / "README.md").read_text()
+    for line in (
+        "# GAN trained on CelebA",
+        "last.ckpt, after 7 steps",
+        "| weights | moving average |",
+        "| fid | last | 1.5 | 7 |",
+        "| fid | best | no number | 6 |",
+        "| fid | evaluated | 1.5 | 7 |",
+        "0 or 1 for each of Smiling, Male",
+        "_target_: ganforge.networks.conditional.ConvGenerator",
+        "non-commercial research only",
+        'images = session.run(None, {"latent": latent, "attributes": attributes})[0]',
+    ):
+        assert line in card, line
+    assert "somebody" not in card
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code)
+
+
+def test_mistakes_get_one_message(runs: dict[str, Path], tmp_path: Path) -> None:
+    for options, message in (
+        (["format=foo"], "format=foo: must be onnx, torch_export, safetensors"),
+        (["run=nowhere"], "is no run folder"),
+        (["checkpoint=nothing.ckpt"], "checkpoint=nothing.ckpt: must be last, best"),
+        (["output=/proc/nowhere"], "output=/proc/nowhere cannot be written"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export(composed(f"run={runs['gan']}", f"output={tmp_path}", *options, config="export"))
+    result = run("export.py", "format=onnx", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "run has to be given" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = exported(runs["gan"], tmp_path, "onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for wanted in (lambda: exported(runs["gan"], tmp_path, "onnx"), lambda: ganforge.load_generator(path)):
+        with pytest.raises(UserError, match=r'needs onnxruntime: pip install -e "\.\[export\]"'):
+            wanted()
+
+
+def test_nothing_is_left_of_a_file_that_differs(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "TOLERANCE", -1)
+    with pytest.raises(UserError, match="differ from PyTorch's by"):
+        exported(runs["gan"], tmp_path / "export", "safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_importing_ganforge_is_fast() -> None:
+    code = "import sys, ganforge; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Strangers' files ------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+CALLS = {
+    "os.system": {"command": "touch planted"},
+    "torch.utils.collect_env.run": {"command": "touch planted"},
+    "torch.hub.load": {"repo_or_dir": "somebody/planted", "model": "planted"},
+    "ganforge.run_folder.subprocess.Popen": {"args": ["touch", "planted"]},
+}
+
+
+@pytest.mark.parametrize("target", CALLS)
+def test_hostile_configs_are_refused(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = {"_target_": target, **CALLS[target]}
+    folder = made(tmp_path, *MODELS["cgan"])
+    record = folder / ".hydra" / "config.yaml"
+    good = OmegaConf.load(record)
+    for place in ("model.generator.hidden", "model.latent", "model.loss", "data.root"):
+        config = good.copy()
+        OmegaConf.update(config, place, call)
+        OmegaConf.save(config, record)
+        for load in (lambda: ganforge.load_generator(folder), lambda: exported(folder, tmp_path / "out", "onnx")):
+            with pytest.raises(UserError, match=target):
+                load()
+    exported(runs["gan"], tmp_path, "safetensors")
+    path = tmp_path / "generator.safetensors"
+    interface = ganforge.load_generator(path).interface
+    for key, value in (("generator", call), ("latents", {"latent": call})):
+        text = json.dumps({**json.loads(interface.text()), key: value})
+        save_file(load_file(path), tmp_path / "hostile.safetensors", {"ganforge": text})
+        with pytest.raises(UserError, match=target):
+            ganforge.load_generator(tmp_path / "hostile.safetensors")
+    assert not (tmp_path / "planted").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hostile_run_is_refused_by_all_entry_points(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    made(folder, *TINY_POINTS)
+    evil = Evil(f"touch {tmp_path}/planted")
+    torch.save({"state_dict": {}, "global_step": evil}, folder / "checkpoints" / "last.ckpt")
+    pickled = "may run code, so it is refused"
+    for read in (
+        lambda: ganforge.load_generator(folder),
+        lambda: train(composed(*TINY_POINTS, "trainer.accelerator=cpu", f"resume={folder}"), folder),
+    ):
+        with pytest.raises(UserError, match=pickled):
+            read()
+    record = folder / ".hydra" / "config.yaml"
+    config = OmegaConf.load(record)
+    config.model.latent["_target_"] = "torch.utils.collect_env.run"
+    OmegaConf.save(config, record)
+    for script, option in (("export", "run"), ("sample", "run"), ("evaluate", "run"), ("train", "resume")):
+        result = run(f"{script}.py", f"{option}={folder}", cwd=tmp_path)
+        assert result.returncode == 2, (script, result.stderr)
+        assert "torch.utils.collect_env.run" in result.stderr, (script, result.stderr)
+        assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of ours", b"PK\x03\x04"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors"])
+def test_files_of_others_are_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path}"):
+        ganforge.load_generator(path)
