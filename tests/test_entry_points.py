@@ -303,6 +303,7 @@ def test_help(tmp_path: Path) -> None:
         ("train.py", "resume="),
         ("evaluate.py", "folder=<images>"),
         ("sample.py", "interpolate=true"),
+        ("compare.py", "runs=logs/sweeps"),
     ):
         result = run(script, "--help", cwd=tmp_path)
         assert result.returncode == 0

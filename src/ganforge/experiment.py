@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
 
-from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint
+from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint, read_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
 from ganforge.checks import (
     check_devices,
@@ -123,7 +123,7 @@ def train(config: DictConfig, folder: Path) -> int:
         if checkpoint is None:
             describe(config, folder, trainer, model.games)
         else:
-            step = torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)["global_step"]
+            step = read_checkpoint(checkpoint, mmap=True)["global_step"]
             if -1 < trainer.max_steps <= step:
                 log.info("This run is finished: its %d steps are done. Raise trainer.max_steps to go on.", step)
                 return 0
@@ -147,7 +147,7 @@ def start_from(model: GAN, run: str) -> None:
     """Give a model the weights of another run's last checkpoint, and nothing else of it."""
     try:
         path = latest_checkpoint(Path(run).expanduser())
-        model.start_from(torch.load(path, weights_only=True, map_location="cpu")["state_dict"])
+        model.start_from(read_checkpoint(path)["state_dict"])
     except UserError as error:
         raise UserError(f"model.init_from={run}: {error}") from error
     except RuntimeError as error:
@@ -180,7 +180,7 @@ def load_model(config: DictConfig, path: Path) -> tuple[Any, int]:
     """The model of a config with a checkpoint's weights, in eval mode, and the checkpoint's step."""
     config.compile = False  # not worth its time for a few samples
     model = instantiate(config, _convert_="all")
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    state = read_checkpoint(path)
     if "state_dict" not in state:
         raise UserError(f"{path} is no checkpoint of a run")
     model.load_state_dict(state["state_dict"])
