@@ -275,6 +275,7 @@ def test_help(tmp_path: Path) -> None:
         ("evaluate.py", "folder=<images>"),
         ("sample.py", "interpolate=true"),
         ("export.py", "format=safetensors"),
+        ("compare.py", "runs=logs/sweeps"),
     ):
         result = run(script, "--help", cwd=tmp_path)
         assert result.returncode == 0

@@ -207,7 +207,7 @@ def parts_of(record: Any, arguments: list[str]) -> list[str]:
     return sorted(parts - given)
 
 
-PATHS = ("run", "resume", "sweep", "checkpoint", "input", "output", "folder", "against", "model.init_from")
+PATHS = ("run", "runs", "resume", "sweep", "checkpoint", "input", "output", "folder", "against", "model.init_from")
 """Options that are paths and nothing else, so that no character in them means anything to Hydra."""
 
 
@@ -223,6 +223,9 @@ def _literal(argument: str) -> str:
     is_path = key.lstrip("+") in PATHS or ("=" in value and not set(value) & set("'\"[]{}(),"))
     if key.startswith("-") or not equals or not is_path or value == "null" or value[:1] in ("'", '"'):
         return argument
+    if key == "runs" and value[:1] + value[-1:] == "[]":  # a list, whose names may need quotes
+        names = ",".join(quoted(name.strip()) for name in value[1:-1].split(","))
+        return argument if set(value) & set("'\"") else f"{key}=[{names}]"
     return f"{key}={quoted(value)}"
 
 

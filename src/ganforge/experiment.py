@@ -6,7 +6,6 @@ import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
 
-from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint
+from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint, read_checkpoint
 from ganforge.callbacks.stopping import Diverged, Stopping
 from ganforge.checks import (
     check_devices,
@@ -188,16 +187,6 @@ def load_model(config: DictConfig, path: Path) -> tuple[Any, int]:
         raise UserError(f"{path} is no checkpoint of a run")
     model.load_state_dict(state["state_dict"])
     return model.eval(), state["global_step"]
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds. Raises UserError where that is more than tensors, numbers and texts."""
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors, numbers and texts: it may run code, so it is refused"
-        ) from error
 
 
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:

@@ -5,28 +5,38 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.tensorboard.summary import hparams
 
 from ganforge.models.gan import Game
 
 PACKAGES = ("ganforge", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
 
+PLUMBING = {"name", "resume", "checkpoint_every", "sample_every", "evaluate_every"}
+PLUMBING |= {"callbacks", "logger", "metrics", "extractor", "trainer"}
+"""Parts of a config that do not change what is trained."""
+TRAINING = {"trainer.max_steps", "trainer.max_epochs", "trainer.precision", "trainer.devices"}
+"""And what in them does."""
+
 
 def describe(config: DictConfig, folder: Path, trainer: Trainer, games: Sequence[Game]) -> None:
-    """Write `environment.json`, and the config and a layout of the losses to TensorBoard."""
+    """Write `environment.json`, and the config, the hyperparameters and a layout of the losses to TensorBoard."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment(config, trainer), indent=2) + "\n")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             text = OmegaConf.to_yaml(config)
             logger.experiment.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))
+            # without torch's list of all columns: TensorBoard would take one run's for those of all
+            _, session, _ = hparams(hyperparameters(folder), {})
+            logger.experiment._get_file_writer().add_summary(session)
             charts = {
                 "losses of D and G": ("loss_d/total", "loss_g/total"),
                 "D's output on real and fake": ("logits/real", "logits/fake"),
@@ -40,6 +50,46 @@ def describe(config: DictConfig, folder: Path, trainer: Trainer, games: Sequence
                     for game in games
                 }
             )
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """What was chosen for the run of a folder: options by their group, and values by their key, both where they are in
+    the config: {"loss": "hinge", "model.generator_optimizer.lr": 0.001}. Values that follow from others are left out.
+    """
+    recorded = _recorded(folder / ".hydra" / "hydra.yaml").get("hydra", {}).get("runtime", {}).get("choices", {})
+    choices = {group.rpartition("@")[2]: option for group, option in recorded.items() if not group.startswith("hydra/")}
+    config = dict(_leaves(_recorded(folder / ".hydra" / "config.yaml")))
+    values = {key: value for key, value in config.items() if key.removesuffix("._target_") not in choices}
+    return {
+        key: value
+        for key, value in {**choices, **values}.items()
+        if key in TRAINING or key.partition(".")[0] not in PLUMBING
+    }
+
+
+def hyperparameters(folder: Path) -> dict[str, float | str]:
+    """The settings without paths, as TensorBoard takes them."""
+    given = {key: value for key, value in settings(folder).items() if value is not None and "/" not in str(value)}
+    return {
+        key.removesuffix("._target_"): value if isinstance(value, int | float | str) else str(value)
+        for key, value in given.items()
+    }
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    found = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+
+
+def _leaves(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        key = f"{path}.{name}".lstrip(".")
+        if isinstance(value, dict):
+            yield from _leaves(value, key)
+        elif name == "_target_":
+            yield key, str(value).rpartition(".")[2]
+        elif name not in ("_partial_", "cache_dir") and "${" not in str(value):
+            yield key, value
 
 
 def environment(config: DictConfig, trainer: Trainer) -> dict[str, Any]:

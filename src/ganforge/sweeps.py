@@ -55,10 +55,10 @@ def report(script: str, is_complete: bool) -> None:
         return
     say = partial(print, file=sys.stderr)
     for reason in sorted(Sweep.folder.glob(f"*/{ERROR}")):
-        say(f"{reason.parent.name} failed: {reason.read_text().strip().splitlines()[-1]}")
+        say(f"{reason.parent.name} failed: {reason.read_text().splitlines()[0]}")
     say(f"The sweep is in {Sweep.folder}")
     if is_complete:
-        say(f"  tensorboard --logdir {Sweep.folder}")
+        say(f"  python compare.py runs={Sweep.folder}\n  tensorboard --logdir {Sweep.folder}")
     else:
         say(f"What is missing is done by:\n  python {script} sweep={Sweep.folder}")
 
@@ -125,8 +125,10 @@ def begin_job(folder: Path) -> None:
 
 
 def note_failure(folder: Path, error: BaseException, message: str | None) -> None:
-    """Leave in a job's folder why it failed: a sentence where the person can do something about it."""
-    (folder / ERROR).write_text(message or "".join(traceback.format_exception(error)))
+    """Leave in a job's folder why it failed, in its first line, and what developers need where that is no mistake of
+    the person's."""
+    unexpected = "\n\n".join([repr(error), "".join(traceback.format_exception(error))])
+    (folder / ERROR).write_text(message or unexpected)
 
 
 def run_in_process(script: Path) -> int:

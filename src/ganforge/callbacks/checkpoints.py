@@ -3,6 +3,7 @@
 import logging
 from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -112,3 +113,13 @@ def latest_checkpoint(run: Path) -> Path:
             return path
         log.warning("%s is %s: taking the one before it", path, "damaged" if path.exists() else "missing")
     raise UserError(f"{folder} holds no intact checkpoint: neither last.ckpt nor previous.ckpt can be read")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What torch saved, on the CPU. Raises UserError where it holds more than tensors and plain values."""
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain values: it may run code, so it is refused"
+        ) from error

@@ -7,8 +7,9 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig
 
+from ganforge.callbacks.checkpoints import read_checkpoint
 from ganforge.errors import UserError
-from ganforge.experiment import checkpoint_path, load_run, read_checkpoint
+from ganforge.experiment import checkpoint_path, load_run
 from ganforge.export.formats import FORMATS, Format, check_installed
 from ganforge.export.interface import Bare, interface_of, split
 from ganforge.export.model_card import Subject, model_card

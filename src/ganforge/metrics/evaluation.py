@@ -198,6 +198,7 @@ class Evaluation(Callback):
             self.scores.add(name, is_better, name == self.chosen.monitor, trainer.global_step, value, how)
         for logger in trainer.loggers:
             values = {f"metrics/{name}": value for name, value in self.values.items()}
+            values |= {f"best/{name}": self.scores[name]["best"]["value"] for name in self.values if "/" not in name}
             logger.log_metrics(values, step=trainer.global_step)
         if trainer.is_global_zero:
             shown = [f"{name} {value:.4g}" for name, value in self.values.items() if "/" not in name]

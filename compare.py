@@ -1,0 +1,16 @@
+"""Compare runs: `python compare.py runs=logs/sweeps/<name>/<time>`. All options: `python compare.py --help`."""
+
+from omegaconf import DictConfig
+
+from ganforge.cli import entry_point
+
+
+@entry_point("compare")
+def main(config: DictConfig) -> None:
+    from ganforge.comparison.comparing import compare
+
+    compare(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What run folders tell about their runs, read back without making anything of them."""
+
+import re
+from collections.abc import Iterable
+from os.path import commonpath
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from yaml import YAMLError
+
+from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
+from ganforge.cli import check_record
+from ganforge.errors import UserError
+from ganforge.files import read_json
+from ganforge.run_folder import settings
+from ganforge.targets import check_targets
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Steps and values."""
+
+
+class Run(NamedTuple):
+    folder: Path
+    name: str
+    settings: dict[str, Any]
+    given: set[str]
+    """The keys that its command line set."""
+    scores: dict[str, dict[str, Any]]
+    """By metric: higher_is_better, last and best, as in `metrics.json`."""
+    curves: dict[str, Curve]
+    """By TensorBoard's tag."""
+    seconds: float
+    """Of training, pauses between a kill and going on left out."""
+    status: str
+    """Empty for a finished run."""
+
+    @property
+    def images_per_second(self) -> float | None:
+        _, rates = self.curves.get("time/images_per_second", ((), ()))
+        return median(map(float, rates)) if len(rates) else None
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return _has_checkpoint(self.folder)
+
+
+def find_runs(runs: str | Iterable[str]) -> list[Path]:
+    """The run folders that folders and globs mean, at any depth, in natural order. Raises UserError."""
+    found: set[Path] = set()
+    for entry in map(str, runs if isinstance(runs, list | ListConfig) else [runs]):
+        path = Path(entry).expanduser()
+        places = [path] if path.exists() else list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        records = [record for place in places for record in place.rglob(".hydra/config.yaml")]
+        if not records:
+            raise UserError(f"runs={entry}: there is no run. Name a folder that holds some, such as logs, or a glob")
+        found |= {record.parent.parent.resolve() for record in records}
+    return sorted(found, key=lambda folder: natural(str(folder)))
+
+
+def natural(name: str) -> list[tuple[str, int]]:
+    """Orders 2 before 10."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    """Raises UserError where one of them cannot be trusted."""
+    common = Path(commonpath([folder.parent for folder in folders]))
+    return [_read(folder, str(folder.relative_to(common))) for folder in folders]
+
+
+def _read(folder: Path, name: str) -> Run:
+    try:
+        record = cast(DictConfig, OmegaConf.load(check_record(folder)))
+        chosen, given = settings(folder), _given(folder)
+        status = _status(folder, record)
+        _check(record, status)
+        curves, seconds = _events(folder)
+        return Run(folder, name, chosen, given, _scores(folder), curves, seconds, status)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder} holds no readable record of a run: {error!r}") from error
+
+
+def _check(record: DictConfig, status: str) -> None:
+    try:
+        check_targets(record)
+    except OmegaConfBaseException:
+        if not status:
+            raise  # else the job may have failed for just that
+
+
+def _given(folder: Path) -> set[str]:
+    path = folder / ".hydra" / "overrides.yaml"
+    overrides: Any = OmegaConf.load(path) if path.is_file() else []
+    return {str(override).partition("=")[0].lstrip("+~") for override in overrides}
+
+
+def _status(folder: Path, record: DictConfig) -> str:
+    error = folder / "error.txt"
+    if error.is_file():
+        return "failed: " + error.read_text(errors="replace").strip().partition("\n")[0]
+    if not _has_checkpoint(folder):
+        return "" if (folder / "metrics.json").exists() else "not begun"
+    checkpoint = read_checkpoint(latest_checkpoint(folder))
+    step, steps = checkpoint["global_step"], record.trainer.max_steps
+    epochs = -1 if record.trainer.max_epochs is None else record.trainer.max_epochs
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    is_done = step >= steps > -1 or checkpoint["epoch"] + progress["is_last_batch"] >= epochs > -1
+    return "" if is_done else f"unfinished: step {step:,}" + (f" of {steps:,}" if steps > -1 else "")
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoints" / name).exists() for name in ("last.ckpt", "previous.ckpt"))
+
+
+def _scores(folder: Path) -> dict[str, dict[str, Any]]:
+    """What training measured."""
+    entries = {name: entry for name, entry in read_json(folder / "metrics.json").items() if "last" in entry}
+    return {
+        name: {
+            "higher_is_better": bool(entry["higher_is_better"]),
+            **{part: _score(**entry[part]) for part in ("last", "best")},
+        }
+        for name, entry in entries.items()
+    }
+
+
+def _score(value: float, step: int, provenance: dict[str, Any]) -> dict[str, Any]:
+    return {"value": float(value), "step": int(step), "provenance": dict(provenance)}
+
+
+def _events(folder: Path) -> tuple[dict[str, Curve], float]:
+    points: dict[str, list[Any]] = {}
+    seconds = 0.0
+    for path in sorted(folder.glob("events.out.tfevents.*")):  # one for each time that it was begun or gone on with
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
+        events.Reload()
+        found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        for tag, values in found.items():
+            points.setdefault(tag, []).extend(values)
+        if found:
+            seconds += max(values[-1].wall_time for values in found.values()) - events.FirstEventTimestamp()
+    curves = {
+        tag: (np.array([point.step for point in values]), np.array([point.value for point in values]))
+        for tag, values in points.items()
+    }
+    return curves, seconds
