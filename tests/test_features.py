@@ -140,7 +140,7 @@ def test_numbers_of_conditional_samples() -> None:
     labels = torch.arange(4).repeat(500)
     centres = 10 * torch.eye(4)[labels]
     logits = torch.eye(4)[labels]
-    real = statistics(centres + normal(2000, 4, 0), labels=labels)
+    real = statistics(centres + normal(2000, 4, 0), logits, labels)
     good = statistics(centres + normal(2000, 4, 1), logits, labels)
     swapped = statistics(centres + normal(2000, 4, 1), logits, labels.flip(0))
     assert ClassAccuracy().compute(good, real, data) == {"class_accuracy": 1.0}
