@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ganforge
-from ganforge import exporting
 from ganforge.data.base import to_uint8
 from ganforge.errors import UserError
 from ganforge.experiment import build, load_run, train
+from ganforge.export import exporting
 from ganforge.export.exporting import export
 from ganforge.export.formats import FORMATS
 from ganforge.export.interface import split
