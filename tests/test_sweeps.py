@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, TINY_POINTS, run
+from omegaconf import OmegaConf
+
+from ganforge.errors import UserError
+from ganforge.sweeps import with_record
 
 TINY = [*TINY_POINTS, "trainer.max_steps=2", "trainer.accelerator=cpu", "evaluate_every=2", "data.num_samples=64"]
 
@@ -87,7 +91,8 @@ def processes(word: str) -> list[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, number: int) -> None:
-    mark = f"name={tmp_path.name}"
+    name = f"interrupted-by-{number}"  # of no other test that runs at the same time
+    mark = f"name={name}"
     endless = [*TINY, mark, "seed=0,1", "trainer.max_steps=1000000", "trainer.devices=2", "evaluate_every=null"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "-m", *endless, "checkpoint_every=20"],
@@ -104,7 +109,7 @@ def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, number: int) -> 
         wait_for(lambda: not processes(mark))
     finally:
         subprocess.run(["pkill", "-KILL", "-f", mark])
-    assert jobs_of(the_sweep(tmp_path, tmp_path.name)) == ["0-seed=0"], "the others are not begun"
+    assert jobs_of(the_sweep(tmp_path, name)) == ["0-seed=0"], "the others are not begun"
 
 
 def wait_for(condition: Any) -> None:
@@ -160,6 +165,23 @@ def test_a_search_needs_something_to_search_for(tmp_path: Path) -> None:
     ):
         result = run("train.py", "-m", *TINY, *SEARCH, "hydra.sweeper.n_trials=1", wrong, cwd=tmp_path)
         assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "hydra", "message"),
+    [
+        ("hydra/launcher=submitit_local", "", "which no sweep writes"),
+        ("+hydra.callbacks.x={_target_: os.getcwd}", "", "which no sweep writes"),
+        ("--config-dir=/tmp", "", "which no sweep writes"),
+        ("experiment=../../../tmp/evil", "", "which no sweep writes"),
+        ("seed=0", "hydra.sweeper.storage=redis://somewhere", "give that again"),
+        ("seed=0", "hydra/sweeper/sampler=cmaes", "give that again"),
+    ],
+)
+def test_records_that_steer_hydra_are_refused(tmp_path: Path, task: str, hydra: str, message: str) -> None:
+    OmegaConf.save({"task": [task], "hydra": [hydra] if hydra else []}, tmp_path / "sweep.yaml")
+    with pytest.raises(UserError, match=message):
+        with_record([f"sweep={tmp_path}"], tmp_path)
 
 
 def test_a_hostile_sweep_is_refused(tmp_path: Path) -> None:

@@ -72,11 +72,15 @@ SEARCH = {
 """Options of hydra/sweeper=optuna that are not its own defaults; Hydra allows no file of that name in `conf/`."""
 
 
+OWN = ("hydra.sweeper.storage", "hydra/sweeper/sampler")
+"""Choices of a search that are not taken from a record: some storages and samplers unpickle what they read."""
+
+
 def with_search(arguments: list[str]) -> list[str]:
     """The arguments, with these options where a search does not set them."""
-    given = {key_of(argument) for argument in arguments}
     if "hydra/sweeper=optuna" not in arguments:
         return arguments
+    given = {key_of(argument) for argument in arguments}
     missing = {f"hydra.sweeper.{key}": value for key, value in SEARCH.items() if f"hydra.sweeper.{key}" not in given}
     return [*arguments, *(f"{key}={value}" for key, value in missing.items())]
 
@@ -185,14 +189,16 @@ def objective(folder: Path) -> float | None:
 def with_record(arguments: list[str], folder: Path) -> list[str]:
     """The arguments of a sweep that was begun in a folder: as recorded there, and what is given now on top.
 
-    Of what was told to Hydra itself only the search is taken: the options of a launcher can run commands.
+    Of what was told to Hydra itself only a search's harmless options are taken. The others could run code of whoever
+    wrote the folder: options of a launcher run commands, some storages and samplers unpickle.
     """
     record = folder / RECORD
     if not record.is_file():
         raise UserError(f"sweep={folder} is no sweep: it has no {RECORD}. Sweeps are in logs/sweeps/<name>/<time>")
     overrides: Any = OmegaConf.to_container(OmegaConf.load(record))
-    recorded = [*overrides["task"], *filter(_is_search, overrides["hydra"])]
     given = {key_of(argument): argument for argument in arguments}
+    _check_recorded(folder, overrides, set(given))
+    recorded = [*overrides["task"], *filter(_is_search, overrides["hydra"])]
     for key in swept_keys(recorded) & given.keys():
         if given[key] not in recorded:
             raise UserError(f"{given[key]}: sweep={folder} has other values of it. More of them are a new sweep")
@@ -200,11 +206,29 @@ def with_record(arguments: list[str], folder: Path) -> list[str]:
     return ["-m", *merged.values()]
 
 
+def _check_recorded(folder: Path, overrides: dict[str, list[str]], given: set[str]) -> None:
+    """Raise UserError where a record may run code, or where a choice is missing that could."""
+    for override in overrides["task"]:
+        if _steers_hydra(override):
+            raise UserError(f"{folder / RECORD} has {override}, which no sweep writes: it may run code and is refused")
+    for override in overrides["hydra"]:
+        is_own = key_of(override) in OWN and override != f"hydra.sweeper.storage={SEARCH['storage']}"
+        if is_own and key_of(override) not in given:  # without it the search would begin anew, or be another
+            raise UserError(f"sweep={folder} was begun with {override}: give that again, if you know it is harmless")
+
+
+def _steers_hydra(override: str) -> bool:
+    """Whether an override is more than a value of our config, or an option of one of its groups."""
+    key = key_of(override)
+    leaves_conf = "." not in key.partition("@")[0] and key not in ("name", "sweep") and set(override) & set("/\\$")
+    return override.startswith("-") or key.startswith("hydra") or bool(leaves_conf)
+
+
 def _is_search(override: str) -> bool:
     key = key_of(override)
-    names = ("params", "n_trials", "n_jobs", "direction", "storage", "study_name", "max_failure_rate")
-    is_option = key.startswith(tuple(f"hydra.sweeper.{name}" for name in names))
-    return (key in ("hydra/sweeper", "hydra/sweeper/sampler") or is_option) and "_target_" not in override
+    names = ("n_trials", "n_jobs", "direction", "study_name", "max_failure_rate")
+    is_option = key in [f"hydra.sweeper.{name}" for name in names] or key.startswith("hydra.sweeper.params.")
+    return (override == "hydra/sweeper=optuna" or is_option) and "_target_" not in override
 
 
 def key_of(override: str) -> str:
