@@ -10,7 +10,7 @@ from ganforge.cli import entry_point
 @entry_point("sample")
 def main(config: DictConfig) -> None:
     from ganforge.experiment import load_run
-    from ganforge.sampling import check_request, conditions_of, draw, translate, walk, write
+    from ganforge.sampling import WALK, check_request, conditions_of, draw, translate, walk, write
 
     record, model = load_run(config.run, config.checkpoint)
     labels = config.labels if config.labels is None or OmegaConf.is_list(config.labels) else [config.labels]
@@ -22,22 +22,13 @@ def main(config: DictConfig) -> None:
         return
     conditions = conditions_of(model, record, labels)
     samples = (walk if config.interpolate else draw)(model, config.num_samples, config.seed, conditions)
-    columns = 8 if config.interpolate else None
-    if conditions is not None and not config.interpolate:
-        columns = len(samples) // len(conditions)
     name = f"{'walk' if config.interpolate else 'samples'}-seed-{config.seed}"
     if labels is not None:
         name += ("-labels-" + "-".join(map(str, labels)))[:100]  # file systems end names at 255 bytes
-    print(
-        write(
-            samples,
-            output,
-            name,
-            config.format if config.separate else None,
-            columns,
-            None if config.interpolate else labels,
-        )
-    )
+    columns, rows = (WALK, None) if config.interpolate else (None, labels)
+    if conditions is not None and not config.interpolate:
+        columns = len(samples) // len(conditions)
+    print(write(samples, output, name, config.format if config.separate else None, columns, rows))
 
 
 if __name__ == "__main__":

@@ -178,6 +178,12 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[DictConfig, 
     return config, model
 
 
+def load_data(record: DictConfig) -> Any:
+    """The dataset of a run's record, not yet loaded. Raises UserError where it is none that may be made."""
+    check_targets(record.data)
+    return instantiate(record.data, _convert_="all")
+
+
 def load_model(config: DictConfig, path: Path) -> tuple[Any, int]:
     """The model of a config with a checkpoint's weights, in eval mode, and the checkpoint's step."""
     config.compile = False  # not worth its time for a few samples

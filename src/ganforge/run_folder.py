@@ -13,7 +13,6 @@ from typing import Any, cast
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.tensorboard.summary import hparams
 
 from ganforge.models.gan import Game
 
@@ -28,6 +27,8 @@ TRAINING = {"trainer.max_steps", "trainer.max_epochs", "trainer.precision", "tra
 
 def describe(config: DictConfig, folder: Path, trainer: Trainer, games: Sequence[Game]) -> None:
     """Write `environment.json`, and the config, the hyperparameters and a layout of the losses to TensorBoard."""
+    from torch.utils.tensorboard.summary import hparams  # slow to import, and needed at the start of a training only
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment(config, trainer), indent=2) + "\n")
     for logger in trainer.loggers:

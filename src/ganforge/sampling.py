@@ -8,7 +8,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -19,10 +18,10 @@ from ganforge.data.base import to_uint8, to_unit_range
 from ganforge.data.images import upright
 from ganforge.data.sources import open_source
 from ganforge.errors import UserError
+from ganforge.experiment import load_data
 from ganforge.latents import picked
 from ganforge.models.gan import GAN
 from ganforge.pictures import picture, save_picture
-from ganforge.targets import check_targets
 
 WALK = 8
 """Pictures from one end of a walk to the other."""
@@ -50,9 +49,7 @@ def conditions_of(model: GAN, config: DictConfig, labels: Sequence[Any] | None) 
     """What labels stand for in the data of a run, null for those that its previews show; None if it knows none."""
     if model.condition_size is None:
         return None
-    check_targets(config.data)
-    data = instantiate(config.data, _convert_="all")
-    return data.conditions(None if labels is None else list(labels))
+    return load_data(config).conditions(None if labels is None else list(labels))
 
 
 def draw(model: GAN, count: int, seed: int, conditions: Tensor | None = None) -> Tensor:
@@ -130,7 +127,6 @@ def translate(model: GAN, source: Path, folder: Path) -> Iterator[Path]:
     for name, opened in files.items():
         try:
             with opened() as file, Image.open(file) as image:
-                image.load()
                 made = translated(model, image)
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on a damaged file
             bad.append(f"  {name}: {'no image' if isinstance(error, UnidentifiedImageError) else error}")

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from ganforge.callbacks.stopping import Diverged
 from ganforge.errors import UserError
 from ganforge.files import is_intact, write_whole
-from ganforge.metrics.evaluation import Evaluation
+from ganforge.metrics.evaluation import evaluation_of
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Checkpoints(Checkpoint):
             (folder / "next.ckpt").replace(folder / "last.ckpt")
 
     def _keep_best(self, trainer: Trainer) -> None:
-        evaluation = next((callback for callback in trainer.callbacks if isinstance(callback, Evaluation)), None)  # type: ignore[attr-defined]
+        evaluation = evaluation_of(trainer)
         monitor = evaluation.chosen.monitor if evaluation else None
         if evaluation is None or not evaluation.scores.improved(monitor, trainer.global_step):
             return

@@ -8,8 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
+from ganforge.callbacks.stopping import end_here
 from ganforge.errors import UserError
-from ganforge.metrics.evaluation import Evaluation
+from ganforge.metrics.evaluation import evaluation_of
 from ganforge.sweeps import direction_of
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Pruning(Callback):
         sweeper: Any = HydraConfig.get().sweeper if HydraConfig.initialized() else {}
         if "storage" not in sweeper:
             return
-        evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)  # type: ignore[attr-defined]
+        evaluation = evaluation_of(trainer)
         self._monitor = evaluation.chosen.monitor if evaluation else None
         if evaluation is None or self._monitor is None:
             raise UserError("hydra/sweeper=optuna searches for the best metrics.monitor: set that, and evaluate_every")
@@ -65,4 +66,4 @@ class Pruning(Callback):
         if trainer.strategy.broadcast(is_hopeless):
             if trainer.is_global_zero:
                 log.info("Ended: %s is worse than that of most trials at step %d.", self._monitor, trainer.global_step)
-            trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+            end_here(trainer)

@@ -14,6 +14,12 @@ from ganforge.errors import UserError
 log = logging.getLogger(__name__)
 
 
+def end_here(trainer: Trainer) -> None:
+    """Have training end after the present step."""
+    # not trainer.should_stop: it would run a validation that is not due
+    trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+
+
 class Diverged(UserError):
     """A loss became NaN or infinite."""
 
@@ -65,8 +71,7 @@ class Stopping(Callback):
             )
         if interrupted:
             self.interrupted = interrupted
-            # not trainer.should_stop: it would run a validation that is not due
-            trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+            end_here(trainer)
 
     @staticmethod
     def _bad_term(pl_module: Any) -> str | None:

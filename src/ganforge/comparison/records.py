@@ -18,6 +18,7 @@ from ganforge.cli import check_record
 from ganforge.errors import UserError
 from ganforge.files import read_json
 from ganforge.run_folder import settings
+from ganforge.sweeps import key_of
 from ganforge.targets import check_targets
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -98,7 +99,7 @@ def _check(record: DictConfig, status: str) -> None:
 def _given(folder: Path) -> set[str]:
     path = folder / ".hydra" / "overrides.yaml"
     overrides: Any = OmegaConf.load(path) if path.is_file() else []
-    return {str(override).partition("=")[0].lstrip("+~") for override in overrides}
+    return {key_of(str(override)) for override in overrides}
 
 
 def _status(folder: Path, record: DictConfig) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import colormaps, rc_context
 from matplotlib.colors import to_hex
@@ -19,11 +18,10 @@ from PIL import Image
 from ganforge.cli import explanation
 from ganforge.comparison.records import Curve, Run
 from ganforge.comparison.tables import Column
-from ganforge.experiment import load_run
+from ganforge.experiment import load_data, load_run
 from ganforge.models.gan import GAN
 from ganforge.pictures import picture
 from ganforge.sampling import conditions_of, draw
-from ganforge.targets import check_targets
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +122,7 @@ def _drawn(record: DictConfig, model: GAN, config: DictConfig) -> Image.Image:
     drawn = draw(model, config.num_samples, config.seed, conditions)
     real = None
     if drawn.ndim == 2:
-        check_targets(record.data)
-        data = instantiate(record.data, _convert_="all")
+        data = load_data(record)
         data.setup()
         real = data.real  # whose extent sets the axes
     return picture(drawn, real, None if conditions is None else len(drawn) // len(conditions))

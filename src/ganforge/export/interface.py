@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ganforge.data.conditions import of_attributes, of_classes
 from ganforge.errors import UserError
+from ganforge.experiment import load_data
 from ganforge.latents import Latent, Levels
 from ganforge.models.gan import GAN
 from ganforge.targets import check_targets
@@ -126,8 +127,7 @@ def interface_of(model: GAN, record: DictConfig) -> Interface:
         interface.multiple = getattr(model.generator, "multiple", 1)
         interface.tile, interface.margin = getattr(model, "tile", None), getattr(model, "margin", 0)
     elif model.condition_size is not None:
-        check_targets(record.data)
-        data = instantiate(record.data, _convert_="all")
+        data = load_data(record)
         if data.conditions().ndim > 1:
             interface.attributes = list(data.attributes)
         else:

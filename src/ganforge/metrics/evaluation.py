@@ -239,6 +239,10 @@ class Evaluation(Callback):
             self.scores.write(Path(trainer.default_root_dir, "metrics.json"))
 
 
+def evaluation_of(trainer: Any) -> Evaluation | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, Evaluation)), None)
+
+
 def as_uint8(samples: Any) -> Any:
     """Images in [-1, 1] as uint8; points, and what is uint8 already, as they are."""
     is_float = isinstance(samples, Tensor) and samples.is_floating_point() and samples.ndim == 4
