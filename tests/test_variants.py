@@ -212,12 +212,16 @@ def test_the_distance_of_a_level_does_not_see_finer_detail() -> None:
     assert finer < 0.01 * other
 
 
-def test_levels_that_are_measured_are_the_models(tmp_path: Path, fake_mnist: Path) -> None:
+def test_levels_that_are_measured_are_the_models(
+    tmp_path: Path, fake_mnist: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="ganforge")
     options = [*tiny("lapgan"), f"data.root={fake_mnist}", "metrics=levels", "data.num_samples=70", "evaluate_every=2"]
     for sizes in ([7, 14], [9, 12]):
         trainer = fitted(tmp_path / f"{sizes}", *options, f"model.generator.levels={[*sizes, 28]}").trainer
         values = json.loads(Path(trainer.default_root_dir, "metrics.json").read_text())
         assert {name for name in values if "level" in name} == {f"level_fid_digits/{size}" for size in sizes}
+        assert f"level_fid_digits/{sizes[0]} " in caplog.text, "and so on the console"
         assert "fid_digits" in values
     with pytest.raises(UserError, match="level_fid: levels="):
         build(composed(*options, "metrics.against_real.level_fid.sizes=[7]"), tmp_path)

@@ -201,7 +201,9 @@ class Evaluation(Callback):
             values |= {f"best/{name}": self.scores[name]["best"]["value"] for name in self.values if "/" not in name}
             logger.log_metrics(values, step=trainer.global_step)
         if trainer.is_global_zero:
-            shown = [f"{name} {value:.4g}" for name, value in self.values.items() if "/" not in name]
+            # the parts of a number that is there as well, such as those of each class, are left out
+            parts = {name for name in self.values if "/" in name and name.partition("/")[0] in self.values}
+            shown = [f"{name} {value:.4g}" for name, value in self.values.items() if name not in parts]
             log.info("step %d: %s", trainer.global_step, "  ".join(shown))
             self.scores.write(Path(trainer.default_root_dir, "metrics.json"))
 
