@@ -10,7 +10,7 @@ from ganforge.cli import entry_point
 
 @entry_point("train")
 def main(config: DictConfig) -> int:
-    from ganforge.experiment import train
+    from ganforge.training import train
 
     return train(config, Path(HydraConfig.get().runtime.output_dir))
 

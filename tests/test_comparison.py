@@ -247,7 +247,7 @@ def test_the_page_sorts_and_shows_every_step(sweep: Path, tmp_path: Path, capsys
     _, page = compared(capsys, tmp_path / "s")
     assert len(page) < 2_000_000
     assert not re.search(r"""(src|href)=["'](?!data:)""", page), "nothing is loaded"
-    assert page.count("data:image/svg+xml") == 3, "losses of D and G, and the metric"
+    assert page.count("data:image/svg+xml") == 4, "losses of D and G, and the two metrics"
     assert re.findall(r'data-step="(\d+)"', page) == ["0", "2", "4"]
     click = "[...document.querySelectorAll('th button')].find(b => b.textContent.startsWith('sliced')).click();"
     best = sorted((0, 1), key=lambda seed: score(sweep, seed)["best"]["value"])

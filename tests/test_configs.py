@@ -48,7 +48,7 @@ def test_no_group_is_forgotten() -> None:
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, option: str) -> None:
     extra = list(NEEDS.get((group, option), []))
-    if (group, option) == ("trainer", "gpu") or (group == "experiment" and option.endswith("_paper")):
+    if option in ("gpu", "slurm") or (group == "experiment" and option.endswith("_paper")):
         extra.append("trainer.accelerator=cpu")  # there may be none here
     if group == "content" and option.startswith("vgg"):
         torch.save(

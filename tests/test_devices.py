@@ -1,5 +1,7 @@
 """Several processes train the experiment that one trains."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,33 @@ def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Pa
     assert len(buffers) == 2
     assert len(set(buffers)) == 1, "the last checkpoint gave all ranks the buffers of rank 0"
     assert "BatchNorm on 2 CPU processes" in result.stderr
+
+
+def slurm(node: int, **others: str) -> dict[str, str]:
+    """What SLURM tells a task of a job with one task on each of two nodes."""
+    job = {"JOB_ID": "4321", "JOB_NAME": "train", "NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "2"}
+    task = {"NODELIST": "127.0.0.1", "PROCID": str(node), "NODEID": str(node), "LOCALID": "0", **others}
+    return {f"SLURM_{name}": value for name, value in (job | task).items()}
+
+
+def test_two_nodes_under_slurm_train_as_one_process(tmp_path: Path) -> None:
+    options = [*TINY_POINTS, "trainer.precision=64-true", "trainer.log_every_n_steps=1", "trainer.max_steps=10"]
+    options += ["evaluate_every=5", "checkpoint_every=5"]
+    start = partial(run, "train.py", *options, "trainer=slurm", "trainer.accelerator=cpu", cwd=tmp_path)
+    with ThreadPoolExecutor() as pool:
+        nodes = [pool.submit(start, **slurm(node)) for node in (0, 1)]
+        for node in nodes:
+            assert node.result().returncode == 0, node.result().stderr
+        again = [pool.submit(start, "trainer.max_steps=20", **slurm(node, RESTART_COUNT="1")) for node in (0, 1)]
+    assert all(node.result().returncode == 0 for node in again)
+    assert "Going on after step 10." in again[0].result().stderr, "a job that SLURM starts again goes on"
+    single = run("train.py", *options, "trainer=cpu", "trainer.max_steps=20", "hydra.run.dir=one", cwd=tmp_path)
+    assert single.returncode == 0, single.stderr
+    [both] = tmp_path.glob("logs/runs/*/*")
+    assert both.name == "4321", "all tasks have the folder of the job"
+    one, two = (scalars(folder)["loss_g/total"] for folder in (tmp_path / "one", both))
+    assert [step for step, _ in two] == list(range(1, 21))
+    assert [value for _, value in two] == pytest.approx([value for _, value in one], rel=1e-4)
 
 
 def test_strategy_is_chosen_where_it_was_left_to_us(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_numbers_while_training(tmp_path: Path, fake_mnist: Path, caplog: pytest
     options = [*DIGITS, *SMALL, f"data.root={fake_mnist}", "trainer.max_steps=6", "evaluate_every=2"]
     trainer = fitted(tmp_path, *options, "trainer.log_every_n_steps=1").trainer
     found = numbers(tmp_path)
-    expected = ["fid", "kid", "precision", "recall", "density", "coverage", "is"]
+    expected = ["fid", "kid", "precision", "recall", "density", "coverage", "diversity", "classes", "is"]
     assert list(found) == [f"{name}_digits" for name in expected]
     assert {entry["last"]["step"] for entry in found.values()} == {6}
     fid = found["fid_digits"]
@@ -93,13 +93,13 @@ def test_a_resumed_run_forgets_what_it_measures_again(tmp_path: Path) -> None:
 def test_points_and_stacked_digits_have_numbers_of_their_own(tmp_path: Path, fake_mnist: Path) -> None:
     quick = ["evaluate_every=2", "data.num_samples=100"]
     fitted(tmp_path / "grid", *TINY_POINTS, "data=grid", *quick)
-    assert list(numbers(tmp_path / "grid")) == ["sliced_wasserstein", "modes", "high_quality"]
+    assert list(numbers(tmp_path / "grid")) == ["sliced_wasserstein", "diversity", "modes", "high_quality", "classes"]
     fitted(tmp_path / "quadratic", *TINY_POINTS, *quick)
-    assert list(numbers(tmp_path / "quadratic")) == ["sliced_wasserstein"]
+    assert list(numbers(tmp_path / "quadratic")) == ["sliced_wasserstein", "diversity"]
     stacked = ["model=dcgan", *TINY_DCGAN, "data=stacked_mnist", "data.size=300", f"data.root={fake_mnist}"]
     fitted(tmp_path / "stacked", *stacked, *quick)
     found = numbers(tmp_path / "stacked")
-    assert list(found) == [f"{name}_stacked_digits" for name in ("fid", "modes", "kl")]
+    assert list(found) == [f"{name}_stacked_digits" for name in ("fid", "diversity", "modes", "kl", "classes")]
     assert 1 <= found["modes_stacked_digits"]["last"]["value"] <= 100
 
 
@@ -299,7 +299,7 @@ def test_one_two_and_three_processes_print_the_same(tmp_path: Path, fake_mnist: 
         result = run("evaluate.py", *command, f"trainer.devices={devices}", f"cache_dir={cache}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         found.append((values(result.stdout), {n: e["evaluated"][-1]["value"] for n, e in numbers(folder).items()}))
-    assert len(found[0][0]) == 7
+    assert len(found[0][0]) == 9
     for printed, exact in found[1:]:
         assert printed == found[0][0]
         assert exact == pytest.approx(found[0][1], rel=1e-9)
@@ -329,7 +329,7 @@ def test_a_run_without_a_best_checkpoint_says_so(tmp_path: Path) -> None:
     folder = recorded(tmp_path / "run", *TINY_POINTS)
     result = run("evaluate.py", f"run={folder}", "num_samples=100", "output=here.json", cwd=tmp_path)
     assert "so `best` is `last`" in result.stderr
-    assert list(values(result.stdout)) == ["sliced_wasserstein"]
+    assert list(values(result.stdout)) == ["sliced_wasserstein", "diversity"]
     assert "sliced_wasserstein" in json.loads((tmp_path / "here.json").read_text())
     assert not (folder / "metrics.json").exists()
 

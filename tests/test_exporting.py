@@ -19,11 +19,12 @@ from torch import Tensor
 import ganforge
 from ganforge.data.base import to_uint8
 from ganforge.errors import UserError
-from ganforge.experiment import build, load_run, train
+from ganforge.experiment import build, load_run
 from ganforge.export import exporting
 from ganforge.export.exporting import export
 from ganforge.export.formats import FORMATS
 from ganforge.export.interface import split
+from ganforge.training import train
 
 PHOTOGRAPHS = ["data=pairs", "data.root=somewhere"]
 FACES = ["data=celeba", "data.root=somewhere", "data.condition=attributes"]

@@ -13,7 +13,9 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from ganforge.data.points import Grid, Quadratic
 from ganforge.metrics.features import (
     ClassAccuracy,
+    Classes,
     ClassFrechetDistance,
+    Diversity,
     FrechetDistance,
     InceptionScore,
     KernelDistance,
@@ -155,14 +157,29 @@ def test_numbers_of_conditional_samples() -> None:
     assert ClassFrechetDistance().compute(unconditional, real, data) == {}
 
 
+def test_diversity_and_classes_are_parts_of_those_of_real_samples() -> None:
+    features, labels = normal(1000, 8, 0), torch.arange(1000) % 10
+    real = statistics(features, torch.eye(10)[labels])
+    alike = statistics(features / 4 + 3, torch.eye(10)[labels % 2])
+    assert Diversity().compute(real, real, POINTS) == {"diversity": pytest.approx(1)}
+    assert Diversity().compute(alike, real, POINTS) == {"diversity": pytest.approx(1 / 4)}
+    assert Classes().compute(real, real, POINTS) == {"classes": pytest.approx(1)}
+    assert Classes().compute(alike, real, POINTS) == {"classes": pytest.approx(2 / 10)}
+    uneven = statistics(features, torch.eye(10)[(labels == 0).long()])  # a tenth is of the other class
+    entropy = -(0.1 * log(0.1) + 0.9 * log(0.9))
+    assert Classes().compute(uneven, real, POINTS) == {"classes": pytest.approx(np.exp(entropy) / 10)}
+    assert Classes().compute(statistics(features), real, POINTS) == {}
+
+
 def test_stacked_modes_count_triples_of_digits() -> None:
     triples = torch.cartesian_prod(*3 * [torch.arange(10)])
     real = statistics(normal(1000, 2, 0), torch.eye(10)[triples].flatten(1))
-    assert StackedModes().compute(real, real, POINTS) == {"modes": 1000, "kl": 0.0}
+    assert StackedModes().compute(real, real, POINTS) == {"modes": 1000, "kl": 0.0, "classes": pytest.approx(1)}
     few = statistics(normal(1000, 2, 0), torch.eye(10)[triples[:250].repeat(4, 1)].flatten(1))
     found = StackedModes().compute(few, real, POINTS)
     assert found["modes"] == 250
     assert found["kl"] == pytest.approx(log(4))
+    assert found["classes"] == pytest.approx(1 / 4)
 
 
 def test_modes_of_a_mixture() -> None:
@@ -172,8 +189,11 @@ def test_modes_of_a_mixture() -> None:
     assert found["modes"] == 25
     assert found["high_quality"] == pytest.approx(1 - np.exp(-4.5), abs=0.005)  # within three standard deviations
     kept = real[(real[:, 0] - 4).abs() > 1]  # a column of five modes is dropped
-    assert Modes().compute(statistics(kept), statistics(real), data)["modes"] == 20
-    assert Modes().compute(statistics(kept + 1), statistics(real), data) == {"modes": 0, "high_quality": 0.0}
+    found = Modes().compute(statistics(kept), statistics(real), data)
+    assert found["modes"] == 20
+    assert found["classes"] == pytest.approx(20 / 25, abs=0.01)
+    found = Modes().compute(statistics(kept + 1), statistics(real), data)
+    assert (found["modes"], found["high_quality"]) == (0, 0.0)
     assert Modes().compute(statistics(real), statistics(real), POINTS) == {}
 
 

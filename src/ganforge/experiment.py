@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,25 +15,22 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint, read_checkpoint
-from ganforge.callbacks.stopping import Diverged, Stopping
+from ganforge.callbacks.stopping import Stopping
 from ganforge.checks import (
     check_devices,
     check_optimizers,
     check_partners,
-    check_scale,
-    check_schedule,
     check_types,
     check_values,
     validates,
 )
 from ganforge.cli import check_record, register_resolvers
 from ganforge.data.base import TensorData
-from ganforge.devices import rank, strategy, synchronises
+from ganforge.devices import strategy, synchronises
 from ganforge.errors import UserError
 from ganforge.files import is_intact
 from ganforge.metrics.evaluation import Evaluation
 from ganforge.models.gan import GAN
-from ganforge.run_folder import describe, drop_events_after, finish_message
 from ganforge.targets import check_targets
 
 log = logging.getLogger(__name__)
@@ -106,44 +102,6 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list[Any], **optio
     )
 
 
-def train(config: DictConfig, folder: Path) -> int:
-    """Train, or go on with, the run in a folder. Returns the exit status: 0, or 128 + the signal that ended it."""
-    checkpoint = None
-    if config.resume or config.get("sweep"):
-        check_targets(config)
-    if config.resume:
-        checkpoint = latest_checkpoint(folder)
-        check_schedule(config, folder)
-    elif rank() == 0 and (folder / "checkpoints").exists():
-        raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or use another hydra.run.dir")
-    data, model, trainer, stopping = build(config, folder)
-    if trainer.is_global_zero:  # other ranks start once this one has what all of them need
-        data.prepare_data()
-        data.setup()
-        check_scale(data, model)
-        if checkpoint is None:
-            describe(config, folder, trainer, model.games)
-        else:
-            step = read_checkpoint(checkpoint)["global_step"]
-            if -1 < trainer.max_steps <= step:
-                log.info("This run is finished: its %d steps are done. Raise trainer.max_steps to go on.", step)
-                return 0
-            log.info("Going on after step %d.", step)
-            drop_events_after(folder, step)
-            if checkpoint.name != "last.ckpt":  # or the next save would keep the damaged one in place of the good one
-                checkpoint.with_name("last.ckpt").unlink(missing_ok=True)
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except Diverged as error:
-        if trainer.is_global_zero:
-            raise Diverged(f"{error}\nThe run is in {folder}") from error
-    if not trainer.is_global_zero:
-        return 0  # Lightning kills rank 0 when another rank ends with a status
-    again = _given() if config.resume else []
-    log.info(finish_message(folder, stopping.interrupted, trainer.global_step, again, model.from_images))
-    return 128 + stopping.interrupted if stopping.interrupted else 0
-
-
 def start_from(model: GAN, run: str) -> None:
     """Give a model the weights of another run's last checkpoint, and nothing else of it."""
     try:
@@ -155,11 +113,6 @@ def start_from(model: GAN, run: str) -> None:
         raise UserError(
             f"model.init_from={run}: the networks of that run are others: model= has to be as in its .hydra/config.yaml"
         ) from error
-
-
-def _given() -> list[str]:
-    """The overrides of this command, which on resuming are in no record."""
-    return [argument for argument in sys.argv[1:] if not argument.lstrip("+").startswith("resume=")]
 
 
 def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[DictConfig, GAN]:

@@ -16,6 +16,8 @@ class Loss:
 
     needs_real = False
     """Whether the generator's loss wants the logits of the real batch, as relativistic losses do."""
+    boundary: float | None = 0.0
+    """The logit above which D takes a sample for real; None where logits mean nothing by themselves."""
 
     def __init__(self, average_halves: bool = False):
         self.scale = 0.5 if average_halves else 1.0
@@ -48,6 +50,8 @@ class NonSaturating(Minimax):
 class LeastSquares(Loss):
     """Half squared distance to 1 for real and 0 for fake (LSGAN, Mao et al., 2017, equation 9)."""
 
+    boundary = 0.5
+
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return self.scale * 0.5 * ((real_logits - 1).square().mean() + fake_logits.square().mean())
 
@@ -70,6 +74,8 @@ class Wasserstein(Loss):
 
     Needs a Lipschitz critic: `regularizer=gradient_penalty`.
     """
+
+    boundary = None
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return self.scale * (fake_logits.mean() - real_logits.mean())

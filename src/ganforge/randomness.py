@@ -79,15 +79,16 @@ class Rows(NamedTuple):
 _step = Rows(torch.default_generator, Share())
 
 
-def start_step(seed: int, step: int, rank: int, world_size: int, device: torch.device) -> None:
+def start_step(seed: int, step: int, rank: int, world_size: int, device: torch.device, rewinds: int = 0) -> None:
     """Begin the random streams of a training step.
 
     `for_batch` draws from (seed, step); layers with noise of their own, such as dropout, which draw from torch's
-    global generators, from (seed, step, rank).
+    global generators, from (seed, step, rank). A training that was rewound has others: `rewinds` counts how often.
     """
     global _step
-    _step = Rows(generator(seed, Stream.STEP, step), Share(1, rank, world_size))
-    layers = _mix(seed, Stream.LAYERS, step, rank)
+    again = (rewinds,) if rewinds else ()
+    _step = Rows(generator(seed, Stream.STEP, step, *again), Share(1, rank, world_size))
+    layers = _mix(seed, Stream.LAYERS, step, rank, *again)
     # not torch.manual_seed: it formats a stack trace per call on machines without a GPU
     torch.default_generator.manual_seed(layers)
     if device.type != "cpu":

@@ -41,6 +41,7 @@ def describe(config: DictConfig, folder: Path, trainer: Trainer, games: Sequence
             charts = {
                 "losses of D and G": ("loss_d/total", "loss_g/total"),
                 "D's output on real and fake": ("logits/real", "logits/fake"),
+                "D's accuracy on real and fake": ("accuracy/real", "accuracy/fake"),
                 "gradient norms of D and G": ("gradient_norm/d", "gradient_norm/g"),
             }
             logger.experiment.add_custom_scalars(

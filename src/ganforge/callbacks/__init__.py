@@ -1,9 +1,10 @@
 """What a run does beside training: checkpoints, samples, progress, and stopping well."""
 
 from ganforge.callbacks.checkpoints import Checkpoints
+from ganforge.callbacks.health import Health
 from ganforge.callbacks.progress import Progress
 from ganforge.callbacks.pruning import Pruning
 from ganforge.callbacks.samples import Samples
 from ganforge.callbacks.stopping import Stopping
 
-__all__ = ["Checkpoints", "Progress", "Pruning", "Samples", "Stopping"]
+__all__ = ["Checkpoints", "Health", "Progress", "Pruning", "Samples", "Stopping"]

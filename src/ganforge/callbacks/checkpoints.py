@@ -4,6 +4,7 @@ import logging
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
+from shutil import copyfile
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from ganforge.callbacks.health import health_of
 from ganforge.callbacks.stopping import Diverged
 from ganforge.errors import UserError
 from ganforge.files import is_intact, write_whole
@@ -33,7 +35,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Keeps `checkpoints/last.ckpt`, the one before it as `previous.ckpt`, and `best-*.ckpt` by the monitored metric.
 
-    Written before the first step, every `every` steps and at the end.
+    Written before the first step, every `every` steps and at the end. What callbacks.health may rewind to is kept as
+    `healthy.ckpt`: the latest one that was followed by another without a sign of a collapse.
     """
 
     def __init__(self, every: int):
@@ -82,6 +85,11 @@ class Checkpoints(Checkpoint):
             if (folder / "last.ckpt").exists():
                 (folder / "last.ckpt").replace(folder / "previous.ckpt")
             (folder / "next.ckpt").replace(folder / "last.ckpt")
+            health = health_of(trainer)
+            if health is not None and health.on_collapse == "rewind" and health.is_well:
+                # a collapse begins before it shows
+                proven = next(name for name in ("previous.ckpt", "last.ckpt") if (folder / name).exists())
+                _link(folder / proven, folder / "healthy.ckpt")
 
     def _keep_best(self, trainer: Trainer) -> None:
         evaluation = evaluation_of(trainer)
@@ -101,6 +109,32 @@ def _validates(trainer: Trainer) -> bool:
     """Whether the current step is followed by a validation."""
     loop = trainer.fit_loop
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def _link(path: Path, link: Path) -> None:
+    """Give a file a second name, in place of what has that name."""
+    part = link.with_name(f"{link.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        part.hardlink_to(path)
+    except OSError:  # a file system without links
+        copyfile(path, part)
+    part.replace(link)
+
+
+def rewind(run: Path, step: int) -> None:
+    """Have a run that collapsed at a step go on from its last healthy checkpoint, with other random numbers."""
+    folder = run / "checkpoints"
+    collapsed, healthy = read_checkpoint(folder / "last.ckpt"), read_checkpoint(folder / "healthy.ckpt")
+    healthy["rewinds"] = collapsed["rewinds"] + 1
+    seen, state = collapsed["callbacks"]["Health"], healthy["callbacks"]["Health"]
+    places = {"from": step, "to": healthy["global_step"]}
+    noticed = [
+        {**sign, "until": sign.get("until", step)} if sign["noticed"] > places["to"] else sign
+        for sign in seen["noticed"]
+    ]
+    state.update(noticed=noticed, rewinds=[*seen["rewinds"], places])
+    AtomicCheckpointIO().save_checkpoint(healthy, folder / "last.ckpt")
 
 
 def latest_checkpoint(run: Path) -> Path:

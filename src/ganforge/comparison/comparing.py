@@ -134,8 +134,10 @@ def runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> list[Column]:
         ]
     columns.append(Column("time", "of training", [duration(run.seconds) for run in runs]))
     columns.append(Column("images/s", "median", [number(run.images_per_second, ",.0f") for run in runs]))
-    if any(run.status for run in runs):
-        columns.append(Column("status", "", [Cell(plain(run.status), run.status) for run in runs]))
+    for title, hint in (("status", ""), ("health", "signs noticed and not over, and since which step")):
+        texts = [plain(getattr(run, title)) for run in runs]
+        if any(texts):
+            columns.append(Column(title, hint, [Cell(text, text) for text in texts]))
     return columns
 
 

@@ -39,6 +39,8 @@ class Run(NamedTuple):
     """Of training, pauses between a kill and going on left out."""
     status: str
     """Empty for a finished run."""
+    health: str
+    """What was wrong with the training at its end, if anything was noticed."""
 
     @property
     def images_per_second(self) -> float | None:
@@ -81,7 +83,7 @@ def _read(folder: Path, name: str) -> Run:
         status = _status(folder, record)
         _check(record, status)
         curves, seconds = _events(folder)
-        return Run(folder, name, chosen, given, _scores(folder), curves, seconds, status)
+        return Run(folder, name, chosen, given, _scores(folder), curves, seconds, status, _health(folder))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -130,6 +132,13 @@ def _scores(folder: Path) -> dict[str, dict[str, Any]]:
         }
         for name, entry in entries.items()
     }
+
+
+def _health(folder: Path) -> str:
+    signs = [
+        sign for sign in read_json(folder / "metrics.json").get("health", {}).get("signs", []) if "until" not in sign
+    ]
+    return ", ".join(f"{sign['sign']} since {int(sign['since']):,}" for sign in signs)
 
 
 def _score(value: float, step: int, provenance: dict[str, Any]) -> dict[str, Any]:

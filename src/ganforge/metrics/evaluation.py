@@ -192,7 +192,7 @@ class Evaluation(Callback):
     # Records -----------------------------------------------------------------------------------------------------
 
     def _report(self, trainer: Trainer, pl_module: Any) -> None:
-        how = self.provenance(pl_module)
+        how = trainer.strategy.broadcast(self.provenance(pl_module))  # only rank 0 has the real samples
         for name, value in self.values.items():
             is_better = self.chosen.names.get(name, self.chosen.names.get(name.partition("/")[0], True))
             self.scores.add(name, is_better, name == self.chosen.monitor, trainer.global_step, value, how)

@@ -183,6 +183,35 @@ def spread(rows: Tensor, count: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
 
 
+class Diversity(FeatureMetric):
+    """Root mean square distance of two generated samples' features, as a part of that of real ones: 0 is all alike."""
+
+    scores: ClassVar = {"diversity": True}
+    needs_samples = False
+
+    def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
+        return {"diversity": (fake.covariance.trace() / real.covariance.trace()).sqrt().item()}
+
+
+class Classes(FeatureMetric):
+    """Effective number of the classes that the extractor's classifier sees in generated samples, as a part of that in
+    real ones."""
+
+    scores: ClassVar = {"classes": True}
+
+    def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
+        if fake.logits is None or real.logits is None:
+            return {}
+        drawn, given = (effective_number(one_hot(logits.argmax(1)).sum(0)) for logits in (fake.logits, real.logits))
+        return {"classes": drawn / given}
+
+
+def effective_number(counts: Tensor) -> float:
+    """exp of the entropy: how many classes there would be, were they even."""
+    shares = counts.double() / counts.sum()
+    return torch.special.entr(shares).sum().exp().item()
+
+
 # Where samples have labels ---------------------------------------------------------------------------------------
 
 
@@ -225,7 +254,7 @@ class StackedModes(FeatureMetric):
     """How many of the thousand triples of digits were drawn, and the divergence of their frequencies from the real
     ones in nats (Metz et al., 2017)."""
 
-    scores: ClassVar = {"modes": True, "kl": False}
+    scores: ClassVar = {"modes": True, "kl": False, "classes": True}
     extractor = StackedDigits
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
@@ -233,7 +262,11 @@ class StackedModes(FeatureMetric):
         seen = drawn > 0
         # a mode that real samples lack counts as if it had been seen half a time
         given = given.clamp_min(0.5 / real.size)
-        return {"modes": int(seen.sum()), "kl": (drawn[seen] * (drawn[seen] / given[seen]).log()).sum().item()}
+        return {
+            "modes": int(seen.sum()),
+            "kl": (drawn[seen] * (drawn[seen] / given[seen]).log()).sum().item(),
+            "classes": effective_number(drawn) / effective_number(given),
+        }
 
 
 def _frequencies(logits: Tensor | None) -> Tensor:

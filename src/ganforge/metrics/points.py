@@ -9,15 +9,18 @@ from torch import Tensor
 from ganforge.data.base import TensorData
 from ganforge.data.points import Mixture
 from ganforge.metrics.extractors import Points
-from ganforge.metrics.features import FeatureMetric
+from ganforge.metrics.features import FeatureMetric, effective_number
 from ganforge.metrics.statistics import Statistics
 
 
 class Modes(FeatureMetric):
     """For mixtures: the modes that have a sample of high quality, one within `radius` standard deviations, and the
-    share of such samples (Srivastava et al., 2017)."""
+    share of such samples (Srivastava et al., 2017).
 
-    scores: ClassVar = {"modes": True, "high_quality": True}
+    classes: effective number of the modes that samples are next to, as a part of all
+    """
+
+    scores: ClassVar = {"modes": True, "high_quality": True, "classes": True}
     extractor = Points
 
     def __init__(self, radius: float = 3.0):
@@ -28,7 +31,12 @@ class Modes(FeatureMetric):
             return {}
         distance, mode = torch.cdist(fake.features, data.centres()).min(1)
         good = distance <= self.radius * data.std
-        return {"modes": len(mode[good].unique()), "high_quality": good.double().mean().item()}
+        counts = torch.bincount(mode, minlength=len(data.centres()))
+        return {
+            "modes": len(mode[good].unique()),
+            "high_quality": good.double().mean().item(),
+            "classes": effective_number(counts) / len(counts),
+        }
 
 
 class SlicedWasserstein(FeatureMetric):

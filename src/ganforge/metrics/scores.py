@@ -62,6 +62,13 @@ def write_evaluated(path: Path, values: Mapping[str, float], provenance: Mapping
     _write(path, metrics)
 
 
+def write_health(path: Path, health: Mapping[str, Any]) -> None:
+    """Put what callbacks.health noticed into a `metrics.json`, in place of what was there of it."""
+    metrics = read_json(path)
+    if metrics.pop("health", None) or any(health.values()):
+        _write(path, {**metrics, "health": health} if any(health.values()) else metrics)
+
+
 def check_writable(path: Path) -> None:
     """Raise UserError where no `metrics.json` can be written, or something else would be lost."""
     try:

@@ -119,6 +119,8 @@ class GAN(Drawing, LightningModule):
         """The loss terms of the latest step."""
         self.logged: dict[str, float] = {}
         """What was logged last, averaged over the ranks."""
+        self.rewinds = 0
+        """How often training went back to an earlier checkpoint, and on with other random numbers."""
         self.step_number = 0
         """The number of the step being played, from 1."""
         self.is_logging = False
@@ -141,8 +143,8 @@ class GAN(Drawing, LightningModule):
     def discriminator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
         real_logits = game.discriminator(batch.real, batch.condition)
         fake_logits = game.discriminator(fake, batch.condition)
-        self.record(game, "logits/real", real_logits)
-        self.record(game, "logits/fake", fake_logits)
+        if self.is_logging:
+            self._record_game(game, batch.real, fake, real_logits, fake_logits)
         terms = {"adversarial": self.loss.discriminator(real_logits, fake_logits)}
         for name, regularizer in self.regularizers.items():
             if self.step_number % regularizer.every == 0:
@@ -153,6 +155,8 @@ class GAN(Drawing, LightningModule):
     def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
         fake_logits = game.discriminator(fake, batch.condition)
         real_logits = game.discriminator(batch.real, batch.condition) if self.loss.needs_real else None
+        if self.is_logging:
+            self._record_slope(game, fake_logits, real_logits)
         return {"adversarial": self.loss.generator(fake_logits, real_logits)}
 
     # The step ----------------------------------------------------------------------------------------------------
@@ -160,7 +164,8 @@ class GAN(Drawing, LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self.step_number = self.trainer.global_step + 1
         self.is_logging = self.step_number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        randomness.start_step(self.seed, self.step_number, self.global_rank, self.trainer.world_size, self.device)
+        ranks = self.global_rank, self.trainer.world_size
+        randomness.start_step(self.seed, self.step_number, *ranks, self.device, self.rewinds)
         self.terms, self._records = {}, {}
         optimizers = self._optimizers()
         for game in self.games:
@@ -204,6 +209,22 @@ class GAN(Drawing, LightningModule):
         if self.is_logging:
             self._records[game.tag(name)] = value.detach().mean().float().to(self.device)
 
+    def _record_game(self, game: Game, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor) -> None:
+        """Log what tells how a game goes."""
+        self.record(game, "logits/real", real_logits)
+        self.record(game, "logits/fake", fake_logits)
+        if self.loss.boundary is not None:
+            self.record(game, "accuracy/real", (real_logits > self.loss.boundary).float())
+            self.record(game, "accuracy/fake", (fake_logits < self.loss.boundary).float())
+        if len(fake) > 1:
+            self.record(game, "diversity", _spread(fake) / _spread(real))
+
+    def _record_slope(self, game: Game, fake_logits: Tensor, real_logits: Tensor | None) -> None:
+        """Log how much G's loss changes with D's output, which is 1 for a Wasserstein loss."""
+        logits = fake_logits.detach().requires_grad_()
+        loss = self.loss.generator(logits, None if real_logits is None else real_logits.detach())
+        self.record(game, "slope", torch.autograd.grad(loss, logits)[0].abs().sum())
+
     def _update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: Terms) -> None:
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
         optimizer.zero_grad()
@@ -220,6 +241,7 @@ class GAN(Drawing, LightningModule):
         if self.is_logging:
             norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
             self.record(game, f"gradient_norm/{player}", norm)
+            self.record(game, f"weight_norm/{player}", nn.utils.get_total_norm(network.parameters()))
             if self.schedule:
                 self.record(game, f"learning_rate/{player}", torch.tensor(optimizer.param_groups[0]["lr"]))
         optimizer.step()
@@ -276,6 +298,12 @@ class GAN(Drawing, LightningModule):
             for group in optimizer.param_groups:
                 kept = ("lr", "initial_lr") if self.schedule else ()
                 group.update({key: value for key, value in optimizer.defaults.items() if key not in kept})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rewinds"] = self.rewinds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.rewinds = checkpoint["rewinds"]
 
     def on_validation_start(self) -> None:
         self.broadcast_buffers()
@@ -370,6 +398,12 @@ _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
 def _nothing() -> None: ...
+
+
+def _spread(samples: Tensor) -> Tensor:
+    """The root of the mean squared distance of two samples of a batch."""
+    samples = samples.detach().flatten(1).float()
+    return (samples - samples.mean(0)).square().mean().sqrt()
 
 
 @contextmanager

@@ -1,0 +1,98 @@
+"""Training, from its first step or from a checkpoint, to its end."""
+
+import logging
+import sys
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+
+from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
+from ganforge.callbacks.health import health_of, stopped_at, verdict_in
+from ganforge.callbacks.stopping import Diverged
+from ganforge.checks import check_scale, check_schedule
+from ganforge.devices import rank
+from ganforge.errors import UserError
+from ganforge.experiment import build
+from ganforge.run_folder import describe, drop_events_after, finish_message
+from ganforge.targets import check_targets
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig, folder: Path) -> int:
+    """Train, or go on with, the run in a folder. Returns the exit status: 0, or 128 + the signal that ended it."""
+    checkpoint = None
+    if config.resume or config.get("sweep"):
+        check_targets(config)
+    if config.resume:
+        checkpoint = latest_checkpoint(folder)
+        check_schedule(config, folder)
+    elif rank() == 0 and (folder / "checkpoints").exists():
+        raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or use another hydra.run.dir")
+    while (status := _train(config, folder, checkpoint)) is None:
+        checkpoint = folder / "checkpoints" / "last.ckpt"
+    return status
+
+
+def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | None:
+    """As `train`; None where training collapsed and is to go on from an earlier checkpoint, now the last one."""
+    data, model, trainer, stopping = build(config, folder)
+    if checkpoint is not None and (reason := _is_over(checkpoint, trainer)):
+        if trainer.is_global_zero:
+            log.info(reason)
+        return 0
+    if trainer.is_global_zero:  # other ranks start once this one has what all of them need
+        data.prepare_data()
+        data.setup()
+        check_scale(data, model)
+        if checkpoint is None:
+            describe(config, folder, trainer, model.games)
+        else:
+            _prepare_folder(folder, checkpoint, trainer)
+    health = health_of(trainer)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except Diverged as error:
+        if trainer.is_global_zero and (health is None or health.verdict != "rewind"):
+            raise Diverged(f"{error}\nThe run is in {folder}") from error
+    if health is not None and health.verdict == "rewind" and not stopping.interrupted:
+        if trainer.is_global_zero:
+            rewind(folder, trainer.global_step)
+        trainer.strategy.barrier()
+        return None
+    if not trainer.is_global_zero:
+        return 0  # Lightning kills rank 0 when another rank ends with a status
+    if health is not None and health.verdict == "stop":
+        log.warning(stopped_at(trainer.global_step))
+    log.info(finish_message(folder, stopping.interrupted, trainer.global_step, _given(), model.from_images))
+    return 128 + stopping.interrupted if stopping.interrupted else 0
+
+
+def _is_over(checkpoint: Path, trainer: Trainer) -> str:
+    """Why a run is not to be gone on with, or nothing."""
+    state = read_checkpoint(checkpoint)
+    step, health = state["global_step"], health_of(trainer)
+    if -1 < trainer.max_steps <= step:
+        return f"This run is finished: its {step} steps are done. Raise trainer.max_steps to go on."
+    if health is not None and health.on_collapse != "warn" and verdict_in(state) == "stop":
+        return stopped_at(step)
+    return ""
+
+
+def _prepare_folder(folder: Path, checkpoint: Path, trainer: Trainer) -> None:
+    """Make ready for going on from a checkpoint."""
+    state, health = read_checkpoint(checkpoint), health_of(trainer)
+    if health is not None and health.on_collapse == "rewind" and verdict_in(state) == "rewind":
+        rewind(folder, state["global_step"])  # a signal came in between
+        state = read_checkpoint(checkpoint)
+    log.info("Going on after step %d.", state["global_step"])
+    drop_events_after(folder, state["global_step"])
+    if checkpoint.name != "last.ckpt":  # or the next save would keep the damaged one in place of the good one
+        checkpoint.with_name("last.ckpt").unlink(missing_ok=True)
+
+
+def _given() -> list[str]:
+    """The overrides of a command that resumes a run, which are in no record."""
+    resumes = [argument for argument in sys.argv[1:] if argument.lstrip("+").startswith("resume=")]
+    return [argument for argument in sys.argv[1:] if argument not in resumes] if resumes else []
