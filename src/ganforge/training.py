@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
-from ganforge.callbacks.health import health_of, stopped_at, verdict_in
+from ganforge.callbacks.health import health_of, state_in, stopped_at
 from ganforge.callbacks.stopping import Diverged
 from ganforge.checks import check_scale, check_schedule
 from ganforge.devices import rank
@@ -75,7 +75,7 @@ def _is_over(checkpoint: Path, trainer: Trainer) -> str:
     step, health = state["global_step"], health_of(trainer)
     if -1 < trainer.max_steps <= step:
         return f"This run is finished: its {step} steps are done. Raise trainer.max_steps to go on."
-    if health is not None and health.on_collapse != "warn" and verdict_in(state) == "stop":
+    if health is not None and health.on_collapse != "warn" and state_in(state).get("verdict") == "stop":
         return stopped_at(step)
     return ""
 
@@ -83,7 +83,7 @@ def _is_over(checkpoint: Path, trainer: Trainer) -> str:
 def _prepare_folder(folder: Path, checkpoint: Path, trainer: Trainer) -> None:
     """Make ready for going on from a checkpoint."""
     state, health = read_checkpoint(checkpoint), health_of(trainer)
-    if health is not None and health.on_collapse == "rewind" and verdict_in(state) == "rewind":
+    if health is not None and health.on_collapse == "rewind" and state_in(state).get("verdict") == "rewind":
         rewind(folder, state["global_step"])  # a signal came in between
         state = read_checkpoint(checkpoint)
     log.info("Going on after step %d.", state["global_step"])

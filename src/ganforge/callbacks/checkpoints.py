@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from ganforge.callbacks.health import health_of
+from ganforge.callbacks.health import HEALTHY, health_of, state_in
 from ganforge.callbacks.stopping import Diverged
 from ganforge.errors import UserError
 from ganforge.files import is_intact, write_whole
@@ -89,7 +89,7 @@ class Checkpoints(Checkpoint):
             if health is not None and health.on_collapse == "rewind" and health.is_well:
                 # a collapse begins before it shows
                 proven = next(name for name in ("previous.ckpt", "last.ckpt") if (folder / name).exists())
-                _link(folder / proven, folder / "healthy.ckpt")
+                _link(folder / proven, folder / HEALTHY)
 
     def _keep_best(self, trainer: Trainer) -> None:
         evaluation = evaluation_of(trainer)
@@ -125,9 +125,9 @@ def _link(path: Path, link: Path) -> None:
 def rewind(run: Path, step: int) -> None:
     """Have a run that collapsed at a step go on from its last healthy checkpoint, with other random numbers."""
     folder = run / "checkpoints"
-    collapsed, healthy = read_checkpoint(folder / "last.ckpt"), read_checkpoint(folder / "healthy.ckpt")
+    collapsed, healthy = read_checkpoint(folder / "last.ckpt"), read_checkpoint(folder / HEALTHY)
     healthy["rewinds"] = collapsed["rewinds"] + 1
-    seen, state = collapsed["callbacks"]["Health"], healthy["callbacks"]["Health"]
+    seen, state = state_in(collapsed), state_in(healthy)
     places = {"from": step, "to": healthy["global_step"]}
     noticed = [
         {**sign, "until": sign.get("until", step)} if sign["noticed"] > places["to"] else sign

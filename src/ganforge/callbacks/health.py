@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 MAX_REWINDS = 3
 
+HEALTHY = "healthy.ckpt"
+"""Of the checkpoints, the one that a rewind goes back to."""
+
 GAME, EVALUATION = "game", "evaluation"
 """Where a sign showed, where the game has no name."""
 
@@ -100,8 +103,13 @@ class Health(Callback):
         if begun or over:
             self._write(trainer)
         if self.on_collapse != "warn" and any(sign.is_collapse for sign in begun):
-            self.verdict = self.on_collapse if len(self.rewinds) < MAX_REWINDS else "stop"
+            self.verdict = "rewind" if self._may_rewind(trainer) else "stop"
             end_here(trainer)
+
+    def _may_rewind(self, trainer: Trainer) -> bool:
+        # a run that was resumed with this option has no such checkpoint before its next one
+        is_there = Path(trainer.default_root_dir, "checkpoints", HEALTHY).exists()
+        return self.on_collapse == "rewind" and len(self.rewinds) < MAX_REWINDS and is_there
 
     def _say(self, trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
@@ -116,7 +124,7 @@ class Health(Callback):
             write_health(Path(trainer.default_root_dir, "metrics.json"), health)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Diverged) and self.on_collapse == "rewind" and len(self.rewinds) < MAX_REWINDS:
+        if isinstance(exception, Diverged) and self._may_rewind(trainer):
             self.verdict = "rewind"
             if trainer.is_global_zero:
                 log.warning(exception)
@@ -141,9 +149,9 @@ def stopped_at(step: int) -> str:
     return f"This run was stopped at step {step}, for it had collapsed. callbacks.health.on_collapse=warn goes on."
 
 
-def verdict_in(checkpoint: Mapping[str, Any]) -> str:
-    """Why the training of a checkpoint was ended, if for its health."""
-    return checkpoint["callbacks"].get(Health.__name__, {}).get("verdict", "")
+def state_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps of this callback."""
+    return checkpoint["callbacks"].get(Health.__name__, {})
 
 
 def health_of(trainer: Any) -> Health | None:

@@ -83,7 +83,8 @@ def _read(folder: Path, name: str) -> Run:
         status = _status(folder, record)
         _check(record, status)
         curves, seconds = _events(folder)
-        return Run(folder, name, chosen, given, _scores(folder), curves, seconds, status, _health(folder))
+        metrics = read_json(folder / "metrics.json")
+        return Run(folder, name, chosen, given, _scores(metrics), curves, seconds, status, _health(metrics))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -122,9 +123,9 @@ def _has_checkpoint(folder: Path) -> bool:
     return any((folder / "checkpoints" / name).exists() for name in ("last.ckpt", "previous.ckpt"))
 
 
-def _scores(folder: Path) -> dict[str, dict[str, Any]]:
+def _scores(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What training measured."""
-    entries = {name: entry for name, entry in read_json(folder / "metrics.json").items() if "last" in entry}
+    entries = {name: entry for name, entry in metrics.items() if "last" in entry}
     return {
         name: {
             "higher_is_better": bool(entry["higher_is_better"]),
@@ -134,10 +135,8 @@ def _scores(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _health(folder: Path) -> str:
-    signs = [
-        sign for sign in read_json(folder / "metrics.json").get("health", {}).get("signs", []) if "until" not in sign
-    ]
+def _health(metrics: dict[str, Any]) -> str:
+    signs = [sign for sign in metrics.get("health", {}).get("signs", []) if "until" not in sign]
     return ", ".join(f"{sign['sign']} since {int(sign['since']):,}" for sign in signs)
 
 

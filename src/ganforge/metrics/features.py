@@ -202,7 +202,7 @@ class Classes(FeatureMetric):
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
         if fake.logits is None or real.logits is None:
             return {}
-        drawn, given = (effective_number(one_hot(logits.argmax(1)).sum(0)) for logits in (fake.logits, real.logits))
+        drawn, given = (effective_number(logits.argmax(1).bincount()) for logits in (fake.logits, real.logits))
         return {"classes": drawn / given}
 
 
