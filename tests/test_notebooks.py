@@ -14,6 +14,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, fake_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GANFORGE_NOTEBOOK_STEPS", "200" if "two_dimensions" in path.stem else "2")
+    monkeypatch.setenv("GANFORGE_NOTEBOOK_SEEDS", "0,1")
     monkeypatch.setenv("GANFORGE_NOTEBOOK_MNIST", str(fake_mnist))
     monkeypatch.setenv("GANFORGE_NOTEBOOK_PHOTOGRAPHS", str(tmp_path / "photographs"))
     for i in range(20):
