@@ -12,7 +12,7 @@ def main(config: DictConfig) -> None:
     from ganforge.experiment import load_run
     from ganforge.sampling import WALK, check_request, conditions_of, draw, translate, walk, write
 
-    record, model = load_run(config.run, config.checkpoint)
+    record, model, *_ = load_run(config.run, config.checkpoint)
     labels = config.labels if config.labels is None or OmegaConf.is_list(config.labels) else [config.labels]
     check_request(model, config)
     output = Path(config.output).expanduser()

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from ganforge.cli import register_resolvers
 from ganforge.data.base import to_unit_range
 from ganforge.experiment import build
+from ganforge.resolvers import register_resolvers
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = {"dcgan": (10, 40), "mlp": (20, 40)}

@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from ganforge.cli import register_resolvers
 from ganforge.experiment import Experiment, build
+from ganforge.resolvers import register_resolvers
 
 ROOT = Path(__file__).resolve().parent.parent
 

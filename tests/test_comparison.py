@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import TINY_POINTS, composed, run
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
@@ -19,7 +18,6 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import backend_context, list_session_groups
 from tensorboard.plugins.hparams.api_pb2 import ListSessionGroupsRequest, Status
 
-from ganforge.cli import quoted
 from ganforge.comparison.comparing import (
     compare,
     differences,
@@ -31,6 +29,7 @@ from ganforge.comparison.comparing import (
 )
 from ganforge.comparison.records import find_runs, natural, read_runs
 from ganforge.errors import UserError
+from ganforge.overrides import quoted
 from ganforge.run_folder import settings
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -309,61 +308,3 @@ def test_tensorboard_has_hyperparameters_with_final_and_best_metrics(sweep: Path
         scores = score(sweep, seed)
         assert values["metrics/sliced_wasserstein"] == pytest.approx(scores["last"]["value"])
         assert values["best/sliced_wasserstein"] == pytest.approx(scores["best"]["value"])
-
-
-# Strangers -------------------------------------------------------------------------------------------------------
-
-HOSTILE = {
-    "os.system": {"command": "touch owned"},
-    "torch.utils.collect_env.run": {"command": "touch owned"},
-    "subprocess.Popen": {"args": ["touch", "owned"]},
-}
-COMMANDS = (("compare.py", "runs"), ("sample.py", "run"), ("evaluate.py", "run"), ("train.py", "resume"))
-
-
-@pytest.mark.parametrize(
-    ("script", "option", "target"),
-    [*(("compare.py", "runs", target) for target in HOSTILE), *((*command, "os.system") for command in COMMANDS[1:])],
-)
-def test_hostile_configs_are_refused(sweep: Path, tmp_path: Path, script: str, option: str, target: str) -> None:
-    shutil.copytree(sweep / "0-seed=0", tmp_path / "run")
-    record: Any = OmegaConf.load(tmp_path / "run" / ".hydra" / "config.yaml")
-    record.model.generator = {"_target_": target, **HOSTILE[target]}
-    OmegaConf.save(record, tmp_path / "run" / ".hydra" / "config.yaml")
-    refused(run(script, f"{option}={tmp_path}/run", cwd=tmp_path), tmp_path, target)
-
-
-def test_a_failed_job_that_does_not_resolve_is_no_way_in(
-    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(sweep / "0-seed=0", tmp_path / "s" / "run")
-    path = tmp_path / "s" / "run" / ".hydra" / "config.yaml"
-    record: Any = OmegaConf.load(path)
-    record.data.update({"_target_": "os.system", **HOSTILE["os.system"]})
-    record.nothing = "${nowhere}"
-    OmegaConf.save(record, path)
-    (tmp_path / "s" / "run" / "error.txt").write_text("failed\n")
-    monkeypatch.chdir(tmp_path)
-    _, page = compared(capsys, tmp_path / "s")
-    assert "This run makes os.system" in page
-    assert not (tmp_path / "owned").exists()
-
-
-class Touch:
-    def __reduce__(self) -> tuple:
-        return Path.touch, (Path("owned"),)
-
-
-@pytest.mark.parametrize(("script", "option"), COMMANDS)
-def test_pickled_checkpoints_are_refused(sweep: Path, tmp_path: Path, script: str, option: str) -> None:
-    shutil.copytree(sweep / "0-seed=0", tmp_path / "run")
-    for path in (tmp_path / "run" / "checkpoints").iterdir():
-        torch.save({"global_step": 4, "state_dict": Touch()}, path)
-    refused(run(script, f"{option}={tmp_path}/run", cwd=tmp_path), tmp_path, "more than tensors")
-
-
-def refused(result: subprocess.CompletedProcess, folder: Path, message: str) -> None:
-    assert result.returncode == 2, result.stdout
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr, result.stderr
-    assert not (folder / "owned").exists()

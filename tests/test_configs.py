@@ -13,7 +13,7 @@ from torchvision.models import get_model
 
 from ganforge.errors import UserError
 from ganforge.experiment import build
-from ganforge.targets import check_targets
+from ganforge.targets import checked
 
 CONF = ROOT / "conf"
 
@@ -57,7 +57,7 @@ def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, opti
         extra += [f"content.weights={tmp_path / 'vgg.pth'}", "content.layers=6"]
     group = {"optimizer": "optimizer@model.discriminator_optimizer"}.get(group, group)
     config = composed(*extra[:1], f"{group}={option}", *extra[1:])
-    check_targets(config)  # or such a run could not be resumed
+    checked(config)  # or such a run could not be resumed
     assert not OmegaConf.missing_keys(config)
     build(config, tmp_path)
     if group == "schedule" and config.schedule:

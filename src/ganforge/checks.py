@@ -11,12 +11,12 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ganforge.cli import check_record
 from ganforge.data.base import TensorData
 from ganforge.data.pairs import Pairs
 from ganforge.devices import device_count, on_cpu, rank
 from ganforge.errors import UserError
 from ganforge.models.gan import GAN
+from ganforge.record import read_record
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def check_optimizers(model: GAN) -> None:
 
 
 def check_schedule(config: DictConfig, folder: Path) -> None:
-    before: Any = OmegaConf.load(check_record(folder))
+    before: Any = read_record(folder)
     check_count("evaluate_every", config.trainer.val_check_interval or 1)
     was, now = (OmegaConf.to_container(record.schedule, resolve=True) for record in (before, config))
     if was != now:

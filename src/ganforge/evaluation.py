@@ -1,6 +1,5 @@
 """The numbers of a run, of an upscaler, or of a folder of images."""
 
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from ganforge.checks import check_count, check_pairs
-from ganforge.cli import check_record, parts_of
 from ganforge.data.base import Batch, TensorData
 from ganforge.data.images import upright
 from ganforge.data.packing import cores, progress_bar
@@ -27,7 +26,8 @@ from ganforge.metrics.evaluation import Evaluation
 from ganforge.metrics.scores import check_writable, write_evaluated
 from ganforge.models.gan import GAN
 from ganforge.randomness import chunk_rows
-from ganforge.targets import check_targets
+from ganforge.record import parts_of, read_record
+from ganforge.targets import checked
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -36,10 +36,11 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     output = config.output or (Path(config.run, "metrics.json") if config.run else None)
     if output:
         check_writable(Path(output).expanduser())
-    if config.run:  # before anything of the record is looked at
-        record: Any = OmegaConf.load(check_record(Path(config.run).expanduser()))
-        OmegaConf.resolve(record)
-        check_targets(OmegaConf.masked_copy(record, parts_of(record, sys.argv[1:])))
+    if config.run:
+        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        for part in parts_of(read_record(Path(config.run).expanduser()), given):
+            if OmegaConf.is_config(config.get(part)):
+                config[part] = checked(config[part])
     settle(config, *({"data", "model", "metrics", "extractor", "trainer"} & set(config)))
     data, model, subject = _folders(config) if config.folder or config.against else _model(config)
     evaluation = Evaluation(
@@ -109,7 +110,7 @@ def _model(config: DictConfig) -> tuple[TensorData, LightningModule, dict[str, A
     subject: dict[str, Any] = {}
     if config.run:
         path = checkpoint_path(Path(config.run).expanduser(), config.checkpoint)
-        model, step = load_model(config.model, path)
+        model, _, step = load_model(config.model, path)
         if not config.moving_average:
             model.average = None
         subject = {"run": config.run, "checkpoint": path.name, "step": step}

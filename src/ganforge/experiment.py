@@ -24,14 +24,15 @@ from ganforge.checks import (
     check_values,
     validates,
 )
-from ganforge.cli import check_record, register_resolvers
 from ganforge.data.base import TensorData
 from ganforge.devices import strategy, synchronises
 from ganforge.errors import UserError
 from ganforge.files import is_intact
 from ganforge.metrics.evaluation import Evaluation
 from ganforge.models.gan import GAN
-from ganforge.targets import check_targets
+from ganforge.record import read_record
+from ganforge.resolvers import register_resolvers
+from ganforge.targets import checked
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,15 @@ class Unprofiled(PassThroughProfiler):
 
     def profile(self, action_name: str) -> Any:
         return self._nothing
+
+
+class Trained(NamedTuple):
+    """A run's config and model, and the checkpoint and step that its weights are of."""
+
+    config: DictConfig
+    model: GAN
+    checkpoint: Path
+    step: int
 
 
 class Experiment(NamedTuple):
@@ -115,37 +125,33 @@ def start_from(model: GAN, run: str) -> None:
         ) from error
 
 
-def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[DictConfig, GAN]:
+def load_run(folder: str | Path, checkpoint: str = "last") -> Trained:
     """Rebuild a run's config and its model, in eval mode, from its folder.
 
     `checkpoint` is last, best, or a file. Nothing in the folder can run code: weights are loaded as tensors only, and
-    only classes of known kinds from known packages are made (see `check_targets`). Raises UserError.
+    only classes of known kinds from known packages are made (see `checked`). Raises UserError.
     """
     folder = Path(folder).expanduser()
     register_resolvers()
-    config = OmegaConf.load(check_record(folder))
-    assert isinstance(config, DictConfig)
-    check_targets(config.model)
-    OmegaConf.resolve(config.model)
-    model, _ = load_model(config.model, checkpoint_path(folder, checkpoint))
-    return config, model
+    config = read_record(folder)
+    path = checkpoint_path(folder, checkpoint)
+    return Trained(config, *load_model(checked(config.model), path))
 
 
 def load_data(record: DictConfig) -> Any:
     """The dataset of a run's record, not yet loaded. Raises UserError where it is none that may be made."""
-    check_targets(record.data)
-    return instantiate(record.data, _convert_="all")
+    return instantiate(checked(record.data), _convert_="all")
 
 
-def load_model(config: DictConfig, path: Path) -> tuple[Any, int]:
-    """The model of a config with a checkpoint's weights, in eval mode, and the checkpoint's step."""
+def load_model(config: DictConfig, path: Path) -> tuple[Any, Path, int]:
+    """The model of a config with a checkpoint's weights, in eval mode, that checkpoint, and its step."""
     config.compile = False  # not worth its time for a few samples
     model = instantiate(config, _convert_="all")
     state = read_checkpoint(path)
     if "state_dict" not in state:
         raise UserError(f"{path} is no checkpoint of a run")
     model.load_state_dict(state["state_dict"])
-    return model.eval(), state["global_step"]
+    return model.eval(), path, state["global_step"]
 
 
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:
@@ -156,9 +162,10 @@ def checkpoint_path(folder: Path, checkpoint: str) -> Path:
         if not best:
             log.warning("This run monitored no metric, so `best` is `last`.")
         return best[-1] if best else latest_checkpoint(folder)
-    if not is_intact(Path(checkpoint)):
+    path = Path(checkpoint).expanduser()
+    if not is_intact(path):
         raise UserError(f"checkpoint={checkpoint}: must be last, best, or the file of a checkpoint")
-    return Path(checkpoint)
+    return path
 
 
 def quiet() -> None:

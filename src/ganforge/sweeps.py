@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ganforge.errors import UserError
 from ganforge.files import read_json
+from ganforge.overrides import key_of, quoted
 
 log = logging.getLogger(__name__)
 
@@ -231,10 +232,6 @@ def _is_search(override: str) -> bool:
     return (override == "hydra/sweeper=optuna" or is_option) and "_target_" not in override
 
 
-def key_of(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
 # Names -----------------------------------------------------------------------------------------------------------
 
 
@@ -258,8 +255,3 @@ def swept(overrides: str) -> str:
     chosen = [pair for pair in pairs if pair[0].lstrip("+~") in keys] or pairs
     name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in chosen)
     return re.sub(r"[^\w=,.+-]+", "-", name)[:120] or "job"
-
-
-def quoted(value: object) -> str:
-    """A value that Hydra takes literally on the command line."""
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from hydra.utils import get_class
 from lightning.pytorch import Callback, LightningDataModule, Trainer
@@ -27,13 +27,19 @@ PARTS = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, Degradati
 BASES = (*PARTS, LightningDataModule, Callback, Logger, Trainer)
 
 
-def check_targets(config: DictConfig) -> None:
-    """Raise UserError where a config names a target that a stranger's run folder must not make.
+def checked(config: DictConfig) -> DictConfig:
+    """What may be made of a config that a stranger wrote: its values, resolved.
 
-    Packages of one's own are admitted by naming them in the environment: GANFORGE_TRUST=my_package,other.
+    Raises UserError where it names a target that a run folder must not make. Make what this returns, not what it was
+    given: an interpolation may become something else the next time. Packages of one's own are admitted by naming them
+    in the environment: GANFORGE_TRUST=my_package,other.
     """
+    values = OmegaConf.to_container(config, resolve=True)
+    for text in _texts(values):
+        if "${" in text:  # escaped; whoever resolves it once more could get a target
+            raise UserError(f"This run holds {text}, which is computed only later: it may run code, so it is refused")
     trusted = [name for name in os.environ.get("GANFORGE_TRUST", "").split(",") if name]
-    for target in _targets(OmegaConf.to_container(config, resolve=True)):
+    for target in _targets(values):
         if _within(target, trusted):
             continue
         if not _within(target, PACKAGES):
@@ -45,6 +51,8 @@ def check_targets(config: DictConfig) -> None:
             cls = get_class(target)
         except Exception as error:
             raise UserError(f"This run makes {target}, which is no class") from error
+        if not _within(f"{cls.__module__}.", PACKAGES):  # a package may hold a name of another one's
+            raise UserError(f"This run makes {target}, which is of {cls.__module__}")
         if issubclass(cls, File):
             raise UserError(
                 f"This run makes {target}, which loads code from a file. If you trust the run folder, set "
@@ -54,10 +62,22 @@ def check_targets(config: DictConfig) -> None:
             raise UserError(
                 f"This run makes {target}, which is no network, optimizer, loss, dataset, metric or callback"
             )
+    return cast(DictConfig, OmegaConf.create(values))
 
 
 def _within(target: str, packages: Any) -> bool:
     return any(target.startswith(f"{package}.") for package in packages)
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """All texts in a config, names of keys included."""
+    if isinstance(node, dict):
+        node = [*node, *node.values()]
+    if isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
 
 
 def _targets(node: Any) -> Iterator[str]:

@@ -15,7 +15,7 @@ from ganforge.devices import rank
 from ganforge.errors import UserError
 from ganforge.experiment import build
 from ganforge.run_folder import describe, drop_events_after, finish_message
-from ganforge.targets import check_targets
+from ganforge.targets import checked
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def train(config: DictConfig, folder: Path) -> int:
     """Train, or go on with, the run in a folder. Returns the exit status: 0, or 128 + the signal that ended it."""
     checkpoint = None
     if config.resume or config.get("sweep"):
-        check_targets(config)
+        config = checked(config)
     if config.resume:
         checkpoint = latest_checkpoint(folder)
         check_schedule(config, folder)

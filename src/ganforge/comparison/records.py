@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from os.path import commonpath
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -14,12 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from yaml import YAMLError
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
-from ganforge.cli import check_record
 from ganforge.errors import UserError
 from ganforge.files import read_json
+from ganforge.overrides import key_of
+from ganforge.record import read_record
 from ganforge.run_folder import settings
-from ganforge.sweeps import key_of
-from ganforge.targets import check_targets
+from ganforge.sweeps import ERROR
+from ganforge.targets import checked
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps and values."""
@@ -78,10 +79,9 @@ def read_runs(folders: list[Path]) -> list[Run]:
 
 def _read(folder: Path, name: str) -> Run:
     try:
-        record = cast(DictConfig, OmegaConf.load(check_record(folder)))
-        chosen, given = settings(folder), _given(folder)
-        status = _status(folder, record)
-        _check(record, status)
+        record = read_record(folder)
+        _check(record, (folder / ERROR).exists())
+        chosen, given, status = settings(folder), _given(folder), _status(folder, record)
         curves, seconds = _events(folder)
         metrics = read_json(folder / "metrics.json")
         return Run(folder, name, chosen, given, _scores(metrics), curves, seconds, status, _health(metrics))
@@ -91,12 +91,12 @@ def _read(folder: Path, name: str) -> Run:
         raise UserError(f"{folder} holds no readable record of a run: {error!r}") from error
 
 
-def _check(record: DictConfig, status: str) -> None:
+def _check(record: DictConfig, failed: bool) -> None:
     try:
-        check_targets(record)
+        checked(record)
     except OmegaConfBaseException:
-        if not status:
-            raise  # else the job may have failed for just that
+        if not failed:
+            raise  # else it may have been for just that
 
 
 def _given(folder: Path) -> set[str]:
@@ -106,7 +106,7 @@ def _given(folder: Path) -> set[str]:
 
 
 def _status(folder: Path, record: DictConfig) -> str:
-    error = folder / "error.txt"
+    error = folder / ERROR
     if error.is_file():
         return "failed: " + error.read_text(errors="replace").strip().partition("\n")[0]
     if not _has_checkpoint(folder):

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from PIL import Image
 
-from ganforge.cli import explanation
 from ganforge.comparison.records import Curve, Run
 from ganforge.comparison.tables import Column
+from ganforge.errors import explanation
 from ganforge.experiment import load_data, load_run
 from ganforge.models.gan import GAN
 from ganforge.pictures import picture
@@ -104,7 +104,7 @@ def samples(run: Run, config: DictConfig) -> str:
     if not run.has_checkpoint:
         return MISSING
     try:
-        record, model = load_run(run.folder, config.checkpoint)
+        record, model, *_ = load_run(run.folder, config.checkpoint)
         if model.from_images:
             pictures = pictures_of(run)
             return _reduced(pictures[max(pictures)], SIDE["samples"]) if pictures else MISSING

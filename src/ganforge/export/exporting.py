@@ -7,9 +7,8 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig
 
-from ganforge.callbacks.checkpoints import read_checkpoint
 from ganforge.errors import UserError
-from ganforge.experiment import checkpoint_path, load_run
+from ganforge.experiment import load_run
 from ganforge.export.formats import FORMATS, Format, check_installed
 from ganforge.export.interface import Bare, interface_of, split
 from ganforge.export.model_card import Subject, model_card
@@ -28,18 +27,16 @@ def export(config: DictConfig) -> Path:
         raise UserError(f"format={config.format}: must be {', '.join(FORMATS)}")
     check_installed(f"format={config.format}", kind.writes_with)
     run, folder = Path(config.run).expanduser(), Path(config.output).expanduser()
-    checkpoint = checkpoint_path(run, config.checkpoint)
-    record, model = load_run(run, str(checkpoint))
+    record, model, checkpoint, step = load_run(run, config.checkpoint)
     interface = interface_of(model, record)
     content = kind.write(Bare(model.sampler, len(interface.latents)).eval(), interface)
-    difference, shape = checked(content, kind, model)
+    difference, shape = verified(content, kind, model)
     path = folder / f"generator{kind.suffix}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     except OSError as error:
         raise UserError(f"output={folder} cannot be written: {error.strerror}") from error
-    step = read_checkpoint(checkpoint)["global_step"]
     digest = hashlib.sha256(content).hexdigest()
     subject = Subject(path.name, run, checkpoint.name, step, difference, digest, shape)
     write_whole(folder / "README.md", model_card(subject, record, model, interface).encode())
@@ -48,7 +45,7 @@ def export(config: DictConfig) -> Path:
     return path
 
 
-def checked(content: bytes, kind: Format, model: GAN) -> tuple[float, list[int]]:
+def verified(content: bytes, kind: Format, model: GAN) -> tuple[float, list[int]]:
     """The largest difference of what a file makes to what the model makes, and the shape of one sample.
 
     Raises UserError where that is more than `TOLERANCE`.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ganforge.errors import UserError
 from ganforge.export.interface import Bare, Interface, read_interface
-from ganforge.targets import check_targets
+from ganforge.targets import checked
 
 Network = Callable[..., Tensor]
 """A generator on its own, called with its inputs in their order."""
@@ -117,9 +117,7 @@ class SafeTensors(Format):
 
         with safe_open(path, "pt") as file:
             interface = read_interface((file.metadata() or {}).get(KEY), path)
-            config = OmegaConf.create(interface.generator)
-            check_targets(config)
-            generator: nn.Module = instantiate(config, _convert_="all")
+            generator: nn.Module = instantiate(checked(OmegaConf.create(interface.generator)), _convert_="all")
             generator.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         return Bare(generator, len(interface.latents)).eval(), interface
 

@@ -16,7 +16,7 @@ from ganforge.errors import UserError
 from ganforge.experiment import load_data
 from ganforge.latents import Latent, Levels
 from ganforge.models.gan import GAN
-from ganforge.targets import check_targets
+from ganforge.targets import checked
 
 
 class Input(NamedTuple):
@@ -50,8 +50,7 @@ class Interface:
     @cached_property
     def latent(self) -> Latent | None:
         """Raises UserError where a stranger's file asks for something else."""
-        check_targets(OmegaConf.create({"latents": self.latents}))
-        made = [instantiate(config) for config in self.latents.values()]
+        made = [instantiate(config) for config in checked(OmegaConf.create(self.latents)).values()]
         if not all(isinstance(latent, Latent) for latent in made):
             raise UserError("What this file calls latents are none of ganforge.latents")
         return Levels(made) if len(made) > 1 else made[0] if made else None

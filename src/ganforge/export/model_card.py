@@ -12,7 +12,7 @@ from ganforge.export.interface import Input, Interface
 from ganforge.files import read_json
 from ganforge.models.gan import GAN
 from ganforge.run_folder import versions
-from ganforge.targets import check_targets
+from ganforge.targets import checked
 
 
 class Subject(NamedTuple):
@@ -29,8 +29,7 @@ class Subject(NamedTuple):
 
 def model_card(subject: Subject, record: DictConfig, model: GAN, interface: Interface) -> str:
     """The card, in Markdown."""
-    check_targets(record.data)
-    data = get_class(record.data._target_)
+    data = get_class(checked(record.data)._target_)
     parts = [f"# {type(model).__name__} trained on {data.__name__}", _facts(subject, record, model)]
     parts += ["## Use", *_use(subject, interface)]
     parts += ["## Inputs and output", _table(Input._fields, [_input(entry) for entry in interface.inputs])]

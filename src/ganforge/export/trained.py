@@ -69,7 +69,7 @@ def load_generator(path: str | Path) -> TrainedGenerator:
     """See `ganforge.load_generator`."""
     path = Path(path).expanduser()
     if path.is_dir():
-        record, model = load_run(path)
+        record, model, *_ = load_run(path)
         interface = interface_of(model, record)
         return TrainedGenerator(Bare(model.sampler, len(interface.latents)).eval(), interface)
     known = {entry.suffix: entry for entry in FORMATS.values()}

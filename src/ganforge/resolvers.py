@@ -1,0 +1,36 @@
+"""What `conf/` computes: the resolvers of its interpolations."""
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ganforge import sweeps
+from ganforge.errors import UserError
+
+
+def register_resolvers() -> None:
+    """The resolvers that `conf/` uses."""
+    OmegaConf.register_new_resolver("first", _first, replace=True)
+    OmegaConf.register_new_resolver("swept", sweeps.swept, replace=True)
+    OmegaConf.register_new_resolver("condition_size", _condition_size, replace=True)
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is given."""
+    return next((value for value in values if value is not None), None)
+
+
+def _condition_size(data: Any) -> int:
+    """How many classes or attributes the samples of these data have. Raises UserError where they have neither."""
+    condition = data.get("condition")
+    if condition not in (None, "none", "labels", "attributes", "identity"):
+        raise UserError(f"data.condition={condition}: must be none, labels (folder), attributes or identity (celeba)")
+    names = data.get("attributes") or ()
+    size = len([names] if isinstance(names, str) else names) if condition == "attributes" else data.get("num_classes")
+    if not size:
+        raise UserError(
+            "This model is conditioned on labels, which these data do not have. Choose others, such as data=mnist, or "
+            "make some: data=celeba data.condition=attributes data.attributes=[Smiling], or data.condition=identity "
+            "data.num_classes=10177; data=folder data.condition=labels data.num_classes=<n>"
+        )
+    return size
