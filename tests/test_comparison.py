@@ -205,6 +205,25 @@ def test_unfinished_and_failed_runs(sweep: Path, tmp_path: Path, capsys: pytest.
     assert "no picture" in page
 
 
+def test_one_bad_run_does_not_hide_the_others(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shutil.copytree(sweep, tmp_path / "s")
+    first, second = sorted(path for path in (tmp_path / "s").iterdir() if path.is_dir())
+    for path in (first / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    scores = json.loads((second / "metrics.json").read_text())
+    scores["sliced_wasserstein"]["last"]["value"] = None  # as NaN is written
+    (second / "metrics.json").write_text(json.dumps(scores))
+    printed, _ = compared(capsys, tmp_path / "s")
+    assert "damaged: no checkpoint can be read" in printed
+    assert "not finite" in printed
+
+
+def test_a_group_has_several_seeds(tmp_path: Path) -> None:
+    made_up(tmp_path / "a", seed=1)
+    made_up(tmp_path / "b", seed=1)
+    assert groups(read_runs(find_runs(str(tmp_path)))) == []
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

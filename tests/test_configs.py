@@ -1,5 +1,7 @@
 """Every file of conf/ composes, and what fits together trains."""
 
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,18 @@ def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, opti
     build(config, tmp_path)
     if group == "schedule" and config.schedule:
         assert callable(instantiate(config.schedule))
+
+
+def test_every_module_can_be_imported_first() -> None:
+    lines = [
+        "import importlib, pkgutil, sys, ganforge",
+        "for module in list(pkgutil.walk_packages(ganforge.__path__, 'ganforge.')):",
+        "    for name in [name for name in sys.modules if name.partition('.')[0] == 'ganforge']:",
+        "        del sys.modules[name]",
+        "    importlib.import_module(module.name)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 CONDITIONAL = ("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional")

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_DCGAN, TINY_POINTS, run
+from conftest import ROOT, TINY_DCGAN, TINY_POINTS, composed, run
 from PIL import Image
 
 from ganforge.callbacks.stopping import Stopping
+from ganforge.errors import explanation
 from ganforge.run_folder import finish_message
+from ganforge.training import train
 
 TINY = [*TINY_POINTS, "trainer.max_steps=3", "sample_every=1"]
 
@@ -72,53 +74,63 @@ def test_sample_images(tmp_path: Path, fake_mnist: Path) -> None:
     assert Image.open(walk.stdout.strip()).size == (8 * 30 + 2, 2 * 30 + 2)
 
 
-MISTAKES = {
+COMMANDS = {
     "model=nonsense": (1, "nonsense"),
     "model.nonsense=1": (1, "nonsense"),
     "+model.nonsense=1": (2, "model: .*nonsense"),
     "data.batch_size=0": (2, r"data\.batch_size must be at least 1"),
-    "data.batch_size=many": (2, r"data\.batch_size=many: must be a whole number"),
-    "data.batch_size=2.5": (2, r"data\.batch_size=2\.5: must be a whole number"),
-    "trainer.max_steps=1.5": (2, r"trainer\.max_steps=1\.5: must be a whole number"),
-    "trainer.max_steps=null": (2, r"trainer\.max_steps=None: must be a whole number"),
-    "loss.average_halves=maybe": (2, r"loss\.average_halves=maybe: must be true or false"),
-    "model.gradient_clip=much": (2, r"model\.gradient_clip=much: must be a number or null"),
-    "model.generator_optimizer.lr=abc": (2, r"generator_optimizer\.lr=abc: must be a number"),
     "logger=null": (2, "logger=null: choose one of tensorboard"),
     "loss=null": (2, "loss=null: choose one of hinge, least_squares"),
-    "seed=99999999999": (2, "seed=99999999999"),
-    "schedule=cosine trainer.max_epochs=2 trainer.max_steps=-1": (2, r"A schedule runs over trainer\.max_steps"),
     "data.size=3": (2, r"data\.batch_size=20 is more than the 3 samples"),
     "resume=nowhere": (2, "is no run folder"),
-    "model=dcgan": (2, r"data\.image_size"),
-    "checkpoint_every=0": (2, "checkpoint_every=0"),
-    "sample_every=0": (2, "sample_every"),
-    "trainer.devices=3": (2, "does not divide by 3"),
-    "model.moving_average_decay=2": (2, "decay"),
-    "model.discriminator_steps=0": (2, "discriminator_steps"),
-    "model.generator_optimizer.lr=-1": (2, "Invalid learning rate"),
-    "seed=abc": (2, "seed=abc"),
-    "trainer.precision=16-mixed": (2, "bf16-mixed"),
-    "metrics.monitor=fidd trainer.max_steps=5 evaluate_every=5": (2, "metrics.monitor=fidd: no such metric"),
-    "trainer.limit_val_batches=2 trainer.max_steps=5 evaluate_every=5": (2, "128 of 10000 samples were there"),
-    "evaluate_every=abc": (2, "evaluate_every=abc: must be a whole number from 1"),
-    "evaluate_every=-1": (2, "evaluate_every=-1"),
-    "metrics=images extractor=digits trainer.max_steps=5 evaluate_every=5": (2, "extractor=digits does not suit"),
-    "data.num_samples=0": (2, "num_samples=0: data.num_samples must be at least 1"),
-    "trainer=gpu": (2, "gpu"),
+}
+
+
+@pytest.mark.parametrize("mistake", COMMANDS)
+def test_mistakes_get_one_message(tmp_path: Path, mistake: str) -> None:
+    status, message = COMMANDS[mistake]
+    result = run("train.py", *TINY, *mistake.split(), cwd=tmp_path)
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr), result.stderr
+    assert len(result.stderr.strip().splitlines()) <= (25 if status == 1 else 6)
+
+
+MISTAKES = {
+    "data.batch_size=many": r"data\.batch_size=many: must be a whole number",
+    "data.batch_size=2.5": r"data\.batch_size=2\.5: must be a whole number",
+    "trainer.max_steps=1.5": r"trainer\.max_steps=1\.5: must be a whole number",
+    "trainer.max_steps=null": r"trainer\.max_steps=None: must be a whole number",
+    "loss.average_halves=maybe": r"loss\.average_halves=maybe: must be true or false",
+    "model.gradient_clip=much": r"model\.gradient_clip=much: must be a number or null",
+    "model.generator_optimizer.lr=abc": r"generator_optimizer\.lr=abc: must be a number",
+    "seed=99999999999": "seed=99999999999",
+    "schedule=cosine trainer.max_epochs=2 trainer.max_steps=-1": r"A schedule runs over trainer\.max_steps",
+    "model=dcgan": r"data\.image_size",
+    "checkpoint_every=0": "checkpoint_every=0",
+    "sample_every=0": "sample_every",
+    "trainer.devices=3": "does not divide by 3",
+    "model.moving_average_decay=2": "decay",
+    "model.discriminator_steps=0": "discriminator_steps",
+    "model.generator_optimizer.lr=-1": "Invalid learning rate",
+    "seed=abc": "seed=abc",
+    "trainer.precision=16-mixed": "bf16-mixed",
+    "metrics.monitor=fidd trainer.max_steps=5 evaluate_every=5": "metrics.monitor=fidd: no such metric",
+    "evaluate_every=abc": "evaluate_every=abc: must be a whole number from 1",
+    "evaluate_every=-1": "evaluate_every=-1",
+    "metrics=images extractor=digits trainer.max_steps=5 evaluate_every=5": "extractor=digits does not suit",
+    "data.num_samples=0": "num_samples=0: data.num_samples must be at least 1",
+    "trainer=gpu": "gpu",
 }
 if torch.cuda.is_available():
     del MISTAKES["trainer=gpu"]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_get_one_message(tmp_path: Path, mistake: str) -> None:
-    status, message = MISTAKES[mistake]
-    result = run("train.py", *TINY, *mistake.split(), cwd=tmp_path)
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    assert re.search(message, result.stderr), result.stderr
-    assert len(result.stderr.strip().splitlines()) <= (25 if status == 1 else 6)
+def test_mistakes_are_explained(tmp_path: Path, mistake: str) -> None:
+    with pytest.raises(Exception) as error:  # noqa: PT011
+        train(composed(*TINY, "trainer.enable_progress_bar=false", *mistake.split()), tmp_path)
+    assert re.search(MISTAKES[mistake], explanation(error.value) or "")
 
 
 def test_folders_with_odd_names(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, equal, fitted, tiny
+from conftest import QUICK, TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, equal, fitted, tiny
 from lightning.pytorch import Callback
 from test_resume import scalars
 from torch import nn
@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from ganforge.errors import UserError
 from ganforge.experiment import build
 from ganforge.models.averaging import moving_average
-from ganforge.sampling import draw
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -196,14 +195,33 @@ def test_sampling_uses_the_average_and_leaves_no_trace(tmp_path: Path, fake_mnis
     assert not equal(averaged, weights(initial.generator))
     before = deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    samples = draw(model, 70, seed=3)
+    samples = model.samples(70, seed=3)
     assert equal(before, model.state_dict())
     assert torch.equal(state, torch.get_rng_state())
-    assert all(module.training for module in model.modules()) or not model.training
-    assert torch.equal(samples[:5], draw(model, 5, seed=3)), "the same seed draws the same, whatever the number"
-    assert not torch.equal(samples[:5], draw(model, 5, seed=4))
+    assert all(module.training for module in model.generator.modules())
+    assert torch.equal(samples[:5], model.samples(5, seed=3)), "the same seed draws the same, whatever the number"
+    assert not torch.equal(samples[:5], model.samples(5, seed=4))
     model.average = None
-    assert not torch.equal(samples[:5], draw(model, 5, seed=3))
+    assert not torch.equal(samples[:5], model.samples(5, seed=3))
+
+
+def test_frozen_layers_stay_frozen_and_modes_as_they_were(tmp_path: Path, fake_mnist: Path) -> None:
+    """Parts of a network that somebody froze, such as pretrained ones."""
+    options = ["model=dcgan", f"data.root={fake_mnist}", "data.batch_size=16", *TINY_DCGAN]
+    data, model, trainer, _ = build(composed(*QUICK, *options), tmp_path)
+    frozen, resting = next(model.discriminator.parameters()), next(model.generator.children())
+    frozen.requires_grad_(False)
+    resting.eval()
+    before = frozen.clone()
+    trainer.fit(model, datamodule=data)
+    assert torch.equal(frozen, before)
+    assert not frozen.requires_grad
+    model.average = None
+    model.generator.train()
+    resting.eval()
+    model.samples(4, seed=0)
+    assert model.generator.training
+    assert not resting.training
 
 
 def test_samples_do_not_disturb_training(tmp_path: Path, fake_mnist: Path) -> None:
@@ -238,7 +256,7 @@ def test_penalties_under_mixed_precision(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_points_reach_the_parabola(tmp_path: Path) -> None:
     model = fitted(tmp_path, "model=gan", "data=quadratic", "trainer.max_steps=20000", "sample_every=20000").model
-    x, y = draw(model, 2000, seed=1).T
+    x, y = model.samples(2000, seed=1).T
     assert ((y - x.square() - 5).abs() < 1).float().mean() >= 0.9
     assert (torch.histc(x[x.abs() <= 5], 10, -5, 5) > 0).float().mean() >= 0.8
 

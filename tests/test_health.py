@@ -176,6 +176,34 @@ def test_a_rewound_run_goes_on_with_other_random_numbers(tmp_path: Path, value: 
     assert equal(state["state_dict"], resumed["state_dict"]), "the checkpoint keeps the number of the random stream"
 
 
+def test_the_best_checkpoint_is_that_of_the_best_value_after_a_rewind(tmp_path: Path) -> None:
+    measured = ["evaluate_every=10", "data.num_samples=64", "callbacks.health.on_collapse=rewind"]
+    measured.append("~metrics.against_real.diversity")  # small networks have none at first
+    health = trained(tmp_path, *TINY_POINTS, sabotaged(70), *measured, "trainer.max_steps=200")
+    assert len(health["rewinds"]) == 1
+    best = read_json(tmp_path / "metrics.json")["sliced_wasserstein"]["best"]["step"]
+    [path] = (tmp_path / "checkpoints").glob("best-*.ckpt")
+    assert path.stem.endswith(f"-{best:08d}")
+
+
+def test_a_job_that_slurm_starts_again_goes_on_with_modules_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GANFORGE_TRUST")  # nobody needs to be trusted with one's own command line
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for steps in (20, 40):
+        trained(tmp_path, *TINY_POINTS, sabotaged(1000), f"trainer.max_steps={steps}")
+    assert read_checkpoint(latest_checkpoint(tmp_path))["global_step"] == 40
+    assert sorted(step for step, _ in scalars(tmp_path)["loss_g/total"]) == list(range(4, 41, 4))
+
+
+def test_games_without_the_usual_terms_are_watched_for_the_rest() -> None:
+    watched = Watched(memory=1.0)
+    watched.see({"accuracy/fake": 1.0, "accuracy/real": 1.0})  # a loss_g of other terms
+    assert [sign.name for sign in watched.judge(100, patience=1)[0]] == []
+    assert [sign.name for sign in watched.judge(200, patience=1)[0]] == ["discriminator_wins"]
+
+
 def test_without_a_healthy_checkpoint_a_collapse_stops(tmp_path: Path) -> None:
     harmed = [*TINY_POINTS, sabotaged(20), "checkpoint_every=1000"]
     trained(tmp_path, *harmed, "trainer.max_steps=40")

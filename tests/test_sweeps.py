@@ -91,7 +91,7 @@ def processes(word: str) -> list[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, number: int) -> None:
-    name = f"interrupted-by-{number}"  # of no other test that runs at the same time
+    name = f"interrupted-by-{number}-{os.getpid()}"  # of no other test that runs at the same time
     mark = f"name={name}"
     endless = [*TINY, mark, "seed=0,1", "trainer.max_steps=1000000", "trainer.devices=2", "evaluate_every=null"]
     process = subprocess.Popen(

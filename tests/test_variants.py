@@ -25,6 +25,7 @@ from ganforge.metrics.statistics import Statistics
 from ganforge.models.tiling import in_tiles
 from ganforge.networks import lapgan, srresnet, unet
 from ganforge.networks.lapgan import laplacian_pyramid, levels_of, reconstructed
+from ganforge.sampling import sample
 
 # Conditions ------------------------------------------------------------------------------------------------------
 
@@ -426,7 +427,9 @@ def test_tiles_show_no_seams(scale: int, shape: tuple[int, int]) -> None:
 # sample.py ---------------------------------------------------------------------------------------------------------
 
 
-def test_samples_of_labels(tmp_path: Path, fake_mnist: Path) -> None:
+def test_samples_of_labels(
+    tmp_path: Path, fake_mnist: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     folder = tmp_path / "run"
     options = [*tiny("cgan"), f"data.root={fake_mnist}", "trainer=cpu", "trainer.max_steps=1", "data.batch_size=8"]
     assert run("train.py", *options, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
@@ -437,25 +440,32 @@ def test_samples_of_labels(tmp_path: Path, fake_mnist: Path) -> None:
     result = run("sample.py", f"run={folder}", "labels=[Smiling]", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.strip() == "labels: must be numbers from 0 to 9, not Smiling"
-    assert "not Smiling" in run("sample.py", f"run={folder}", "labels=Smiling", cwd=tmp_path).stderr
-    assert "labels-3.png" in run("sample.py", f"run={folder}", "labels=3", cwd=tmp_path).stdout
-    apart = run("sample.py", f"run={folder}", "labels=[3,1]", "num_samples=4", "separate=true", cwd=tmp_path).stdout
-    names = sorted(path.name for path in Path(apart.strip()).iterdir())
+    monkeypatch.chdir(tmp_path)
+
+    def drawn(*options: str) -> Path:
+        sample(composed(f"run={folder}", *options, config="sample"))
+        return Path(capsys.readouterr().out.strip())
+
+    assert drawn("labels=3").name.endswith("labels-3.png")
+    names = sorted(path.name for path in drawn("labels=[3,1]", "num_samples=4", "separate=true").iterdir())
     assert names == ["000000-3.png", "000001-3.png", "000002-1.png", "000003-1.png"]
     for wrong, message in (
         (["labels=[3,1]", "separate=true"], "is there already"),
+        (["labels=Smiling"], "not Smiling"),
+        (["num_samples=abc"], "num_samples=abc: must be a whole number from 1"),
+        (["seed=abc"], "seed=abc: must be a whole number from 0"),
+        (["input=x.png"], "leave input= out"),
         (["labels=1.5"], "labels: must be numbers from 0 to 9, not 1.5"),
         (["separate=npz"], "separate=npz: must be true or false"),
         (["format=jpg"], "format=jpg: must be png or npz"),
         (["output=x.png"], "output=x.png: must be a folder"),
     ):
-        result = run("sample.py", f"run={folder}", *wrong, cwd=tmp_path)
-        assert result.returncode == 2
-        assert message in result.stderr
-    assert "leave input= out" in run("sample.py", f"run={folder}", "input=x.png", cwd=tmp_path).stderr
+        with pytest.raises(UserError) as error:
+            drawn(*wrong)
+        assert message in str(error.value)
 
 
-def test_images_made_of_images(tmp_path: Path, pictures: Path) -> None:
+def test_images_made_of_images(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture) -> None:
     folder, source, output = tmp_path / "run", tmp_path / "source", tmp_path / "made"
     options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
     options += ["trainer=cpu", "trainer.max_steps=1"]
@@ -482,25 +492,28 @@ def test_images_made_of_images(tmp_path: Path, pictures: Path) -> None:
         "clear": (80, 120),
         "turned": (120, 80),
     }
-    alone = run("sample.py", f"run={folder}", f"input={source}/colours.png", f"output={tmp_path}/one", cwd=tmp_path)
-    assert alone.stdout.strip() == f"{tmp_path}/one/colours.png"
-    assert (
-        "would be written over"
-        in run("sample.py", f"run={folder}", f"input={source}/colours.png", f"output={source}", cwd=tmp_path).stderr
-    )
+
+    def drawn(*options: str) -> list[str]:
+        sample(composed(f"run={folder}", *options, config="sample"))
+        return capsys.readouterr().out.splitlines()
+
+    capsys.readouterr()
+    assert drawn(f"input={source}/colours.png", f"output={tmp_path}/one") == [f"{tmp_path}/one/colours.png"]
+    with pytest.raises(UserError, match="would be written over"):
+        drawn(f"input={source}/colours.png", f"output={source}")
     save_picture(source / "colours.jpg", 0)
-    twice = run("sample.py", f"run={folder}", f"input={source}", f"output={tmp_path}/two", cwd=tmp_path)
-    assert "would both become" in twice.stderr
+    with pytest.raises(UserError, match="would both become"):
+        drawn(f"input={source}", f"output={tmp_path}/two")
     assert not (tmp_path / "two").exists()
-    assert "name one, or a folder of them" in run("sample.py", f"run={folder}", cwd=tmp_path).stderr
+    with pytest.raises(UserError, match="name one, or a folder of them"):
+        drawn()
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        drawn(f"input={source}/x.png")
     (source / "colours.png").write_text("no image")
     (source / "colours.jpg").unlink()
-    damaged = run("sample.py", f"run={folder}", f"input={source}", f"output={tmp_path}/three", cwd=tmp_path)
-    assert damaged.returncode == 2
-    assert damaged.stderr.endswith("1 of 4 cannot be read:\n  colours.png: no image\n")
-    assert len(damaged.stdout.splitlines()) == 3, "the others are made"
-    missing = run("sample.py", f"run={folder}", f"input={source}/x.png", cwd=tmp_path)
-    assert "there is no such file or folder" in missing.stderr
+    with pytest.raises(UserError, match=r"1 of 4 cannot be read:\n  colours.png: no image$"):
+        drawn(f"input={source}", f"output={tmp_path}/three")
+    assert len(capsys.readouterr().out.splitlines()) == 3, "the others are made"
 
 
 def _turned() -> Image.Exif:

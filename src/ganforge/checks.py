@@ -67,8 +67,7 @@ def _hints(target: str) -> dict[str, tuple[Any, ...]]:
 def check_values(config: DictConfig) -> None:
     """Values that would fail late, or with somebody else's words."""
     trainer = config.trainer
-    if not _is_of(config.seed, int) or not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
+    check_seed(config.seed)
     if trainer.devices in (0, "0"):
         raise UserError("trainer.devices=0: must be at least 1")
     check_count("trainer.log_every_n_steps", trainer.log_every_n_steps)
@@ -84,6 +83,11 @@ def check_values(config: DictConfig) -> None:
 def check_count(option: str, value: Any) -> None:
     if not _is_of(value, int) or value < 1:
         raise UserError(f"{option}={value}: must be a whole number from 1")
+
+
+def check_seed(seed: Any) -> None:
+    if not _is_of(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: must be a whole number from 0 to {2**32 - 1}")
 
 
 def validates(config: DictConfig, data: TensorData, model: GAN) -> bool:
@@ -135,7 +139,6 @@ def check_optimizers(model: GAN) -> None:
 
 def check_schedule(config: DictConfig, folder: Path) -> None:
     before: Any = read_record(folder)
-    check_count("evaluate_every", config.trainer.val_check_interval or 1)
     was, now = (OmegaConf.to_container(record.schedule, resolve=True) for record in (before, config))
     if was != now:
         raise UserError(

@@ -49,9 +49,6 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 if in_sweep and str(config.get("trainer", {}).get("devices", 1)) != "1":
                     status = sweeps.run_in_process(script)
                 else:
-                    is_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-                    if (config.get("sweep") or is_requeued) and (folder / "checkpoints").exists():
-                        config.resume = str(folder)
                     status = task(config)
             except KeyboardInterrupt:
                 status = INTERRUPTED

@@ -1,5 +1,7 @@
 """How many devices a run has, and what follows from it."""
 
+import os
+
 import torch
 from lightning.fabric.utilities import rank_zero
 from omegaconf import DictConfig
@@ -16,7 +18,8 @@ def device_count(trainer: DictConfig) -> int:
     if devices in ("auto", -1, "-1"):
         count = max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu", "cuda") else 1
     else:
-        count = int(devices) if str(devices).isdigit() else len(str(devices).split(","))
+        listed = [device for device in str(devices).split(",") if device.strip()]
+        count = int(devices) if str(devices).isdigit() else len(listed)
     return count * trainer.num_nodes
 
 
@@ -36,3 +39,8 @@ def synchronises(trainer: DictConfig) -> bool:
 
 def on_cpu(trainer: DictConfig) -> bool:
     return trainer.accelerator == "cpu" or not torch.cuda.is_available()
+
+
+def cores() -> int | None:
+    """How many CPU cores this process may use, where it can be known."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

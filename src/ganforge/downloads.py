@@ -36,7 +36,8 @@ def weights_file(given: str | None, url: str, option: str) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with time_limit(10):
-                torch.hub.download_url_to_file(url, str(path))
+                digest = torch.hub.HASH_REGEX.search(path.name)  # as torch's own zoo has it
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=digest and digest[1])
         except Exception as error:  # no network, no such host, a proxy, no room ...
             raise UserError(
                 f"{url} could not be fetched ({first_line(error)}). Get it elsewhere and name the file: {option}=<file>"

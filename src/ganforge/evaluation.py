@@ -12,14 +12,16 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from rich.progress import Progress
 from torch import Tensor
 
 from ganforge.checks import check_count, check_pairs
 from ganforge.data.base import Batch, TensorData
 from ganforge.data.images import upright
-from ganforge.data.packing import cores, progress_bar
+from ganforge.data.packing import progress_bar
 from ganforge.data.pairs import Pairs
 from ganforge.data.sources import open_source
+from ganforge.devices import cores
 from ganforge.errors import UserError
 from ganforge.experiment import checkpoint_path, load_model, make_trainer, settle
 from ganforge.metrics.evaluation import Evaluation
@@ -52,9 +54,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     )
     if not evaluation.attach(data):
         raise UserError("None of these metrics can be had: choose others by metrics=..., or another extractor=...")
-    options = {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "enable_progress_bar": False}
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     callbacks = [evaluation, Measuring()] if config.trainer.enable_progress_bar else [evaluation]
-    trainer = make_trainer(config.trainer, Path(), callbacks, logger=False, enable_checkpointing=False, **options)
+    trainer = make_trainer(config.trainer, Path(), callbacks, **options)
     if trainer.is_global_zero:  # other ranks start once this one has what all of them need
         data.prepare_data()
         data.setup()
@@ -81,19 +83,27 @@ def table(values: Mapping[str, float], provenance: Mapping[str, Any]) -> str:
 class Measuring(Callback):
     """A bar for a long evaluation."""
 
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar = progress_bar("measuring", int(sum(trainer.num_val_batches)))
         if trainer.is_global_zero:
+            self._bar = progress_bar("measuring", int(sum(trainer.num_val_batches)))
             self._bar.start()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self._bar.advance(self._bar.task_ids[0])
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar.stop()
+        self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._bar.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
 
 def _model(config: DictConfig) -> tuple[TensorData, LightningModule, dict[str, Any]]:

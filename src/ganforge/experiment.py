@@ -62,8 +62,11 @@ class Experiment(NamedTuple):
     stopping: Stopping
 
 
-def build(config: DictConfig, folder: Path) -> Experiment:
-    """Make everything that a config describes. Mistakes in it are found here, before any training."""
+def build(config: DictConfig, folder: Path, is_new: bool = True) -> Experiment:
+    """Make everything that a config describes. Mistakes in it are found here, before any training.
+
+    `is_new`: whether training begins, rather than goes on from a checkpoint.
+    """
     settle(config, "data", "model", "trainer", "callbacks", "logger")
     check_values(config)
     seed_everything(config.seed, workers=True, verbose=False)
@@ -73,7 +76,7 @@ def build(config: DictConfig, folder: Path) -> Experiment:
     check_optimizers(model)
     check_devices(config, model)
     model.prepare()
-    if model.init_from and not config.resume:
+    if model.init_from and is_new:
         start_from(model, model.init_from)
     parts = dict(config.callbacks)
     if not validates(config, data, model):  # what it needs, such as weights, may not be there
@@ -84,9 +87,8 @@ def build(config: DictConfig, folder: Path) -> Experiment:
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     loggers = [instantiate(logger)(save_dir=str(folder)) for logger in config.logger.values()]
-    no_validation = {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "limit_val_batches": 0}
-    options = {} if evaluates else no_validation
-    trainer = make_trainer(config.trainer, folder, callbacks, logger=loggers, **options)
+    limit = 1.0 if evaluates else 0
+    trainer = make_trainer(config.trainer, folder, callbacks, logger=loggers, limit_val_batches=limit)
     return Experiment(data, model, trainer, stopping)
 
 
@@ -101,8 +103,15 @@ def settle(config: DictConfig, *parts: str) -> None:
 
 def make_trainer(config: DictConfig, folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
     """A trainer as configured; `options` override the config."""
+    interval = config.val_check_interval
+    fixed = {
+        "val_check_interval": interval or 1.0,
+        "check_val_every_n_epoch": None if interval else 1,  # intervals are in steps, whatever an epoch is
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # the data shares itself out
+    }
     return instantiate(
-        {**config, **options},
+        {**config, **fixed, **options},
         default_root_dir=str(folder),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],

@@ -21,7 +21,9 @@ PACKAGES = ("ganforge", "torch", "torchvision", "lightning", "hydra-core", "torc
 PLUMBING = {"name", "resume", "checkpoint_every", "sample_every", "evaluate_every"}
 PLUMBING |= {"callbacks", "logger", "metrics", "extractor", "trainer"}
 """Parts of a config that do not change what is trained."""
-TRAINING = {"trainer.max_steps", "trainer.max_epochs", "trainer.precision", "trainer.devices"}
+TRAINING = {"trainer.max_steps", "trainer.max_epochs", "trainer.precision", "trainer.devices", "trainer.num_nodes"}
+TRAINING |= {"trainer.sync_batchnorm", "trainer.deterministic"}
+TRAINING |= {"callbacks.health.on_collapse", "callbacks.health.patience"}
 """And what in them does."""
 
 
@@ -122,12 +124,15 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def drop_events_after(folder: Path, step: int) -> None:
-    """Remove from TensorBoard's files what a killed run logged after its last checkpoint, and will log again."""
+def drop_after(folder: Path, step: int) -> None:
+    """Remove what a run logged and drew after a step that it goes on from, and will log and draw again."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
+    for path in (folder / "samples").glob("step-*.png"):
+        if path.stem > f"step-{step:08d}":
+            path.unlink()
     for path in folder.glob("events.out.tfevents.*"):
         records = [record for record in RawEventFileLoader(str(path)).Load() if Event.FromString(record).step <= step]
         part = path.with_name(f"part.{path.name}")

@@ -8,17 +8,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from ganforge.checks import check_count, check_seed
 from ganforge.data.base import to_uint8, to_unit_range
 from ganforge.data.images import upright
 from ganforge.data.sources import open_source
 from ganforge.errors import UserError
-from ganforge.experiment import load_data
+from ganforge.experiment import load_data, load_run
 from ganforge.latents import picked
 from ganforge.models.gan import GAN
 from ganforge.pictures import picture, save_picture
@@ -27,9 +28,31 @@ WALK = 8
 """Pictures from one end of a walk to the other."""
 
 
+def sample(config: DictConfig) -> None:
+    """Draw what is asked for of a run, and print the paths of what is written. Raises UserError."""
+    record, model, *_ = load_run(config.run, config.checkpoint)
+    labels = config.labels if config.labels is None or OmegaConf.is_list(config.labels) else [config.labels]
+    check_request(model, config)
+    output = Path(config.output).expanduser()
+    if config.input:
+        for path in translate(model, Path(config.input).expanduser(), output):
+            print(path)
+        return
+    conditions = conditions_of(model, record, labels)
+    draw = walk if config.interpolate else GAN.sheet
+    samples, columns = draw(model, config.num_samples, config.seed, conditions)
+    name = f"{'walk' if config.interpolate else 'samples'}-seed-{config.seed}"
+    if labels is not None:
+        name += ("-labels-" + "-".join(map(str, labels)))[:100]  # file systems end names at 255 bytes
+    rows = None if config.interpolate else labels
+    print(write(samples, output, name, config.format if config.separate else None, columns, rows))
+
+
 def check_request(model: GAN, config: DictConfig) -> None:
     """Raise UserError where a model is asked for what it does not do, or in words that sample.py does not know."""
     source, labels = config.input, config.labels
+    check_count("num_samples", config.num_samples)
+    check_seed(config.seed)
     for option in ("interpolate", "separate"):
         if not isinstance(config[option], bool):
             raise UserError(f"{option}={config[option]}: must be true or false")
@@ -52,20 +75,11 @@ def conditions_of(model: GAN, config: DictConfig, labels: Sequence[Any] | None) 
     return load_data(config).conditions(None if labels is None else list(labels))
 
 
-def draw(model: GAN, count: int, seed: int, conditions: Tensor | None = None) -> Tensor:
-    """The first `count` samples of a seed: images (count, C, H, W) in [-1, 1], or points (count, 2).
+def walk(model: GAN, count: int, seed: int, conditions: Tensor | None = None) -> tuple[Tensor, int]:
+    """`count` / 8 walks of 8 pictures between neighbouring latents of a seed, and that they make rows of 8.
 
-    With `conditions` (R, ...), R rows of ceil(count / R) samples each.
+    Conditions take turns.
     """
-    if count < 1:
-        raise UserError(f"num_samples={count}: must be at least 1")
-    if seed < 0:
-        raise UserError(f"seed={seed}: must be a whole number from 0")
-    return model.samples(count, seed, conditions)
-
-
-def walk(model: GAN, count: int, seed: int, conditions: Tensor | None = None) -> Tensor:
-    """`count` / 8 walks of 8 pictures between neighbouring latents of a seed; conditions take turns."""
     walks = count // WALK
     if walks < 1:
         raise UserError(f"num_samples={count}: a walk has {WALK} pictures, so ask for at least {WALK}")
@@ -73,7 +87,7 @@ def walk(model: GAN, count: int, seed: int, conditions: Tensor | None = None) ->
     start = torch.arange(walks).repeat_interleave(WALK)
     position = torch.linspace(0, 1, WALK).repeat(walks)[:, None]
     steps = model.latent.between(picked(latents, start), picked(latents, start + 1), position)  # type: ignore[union-attr]
-    return model.sample_all(steps, None if conditions is None else conditions[start % len(conditions)])
+    return model.sample_all(steps, None if conditions is None else conditions[start % len(conditions)]), WALK
 
 
 def write(

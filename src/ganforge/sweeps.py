@@ -197,6 +197,8 @@ def with_record(arguments: list[str], folder: Path) -> list[str]:
     if not record.is_file():
         raise UserError(f"sweep={folder} is no sweep: it has no {RECORD}. Sweeps are in logs/sweeps/<name>/<time>")
     overrides: Any = OmegaConf.to_container(OmegaConf.load(record))
+    if not isinstance(overrides, dict) or not {"task", "hydra"} <= overrides.keys():
+        raise UserError(f"{record} is no record of a sweep")
     given = {key_of(argument): argument for argument in arguments}
     _check_recorded(folder, overrides, set(given))
     recorded = [*overrides["task"], *filter(_is_search, overrides["hydra"])]

@@ -1,21 +1,24 @@
 """Training, from its first step or from a checkpoint, to its end."""
 
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
-from ganforge.callbacks.health import health_of, state_in, stopped_at
+from ganforge.callbacks.health import Health, state_in, stopped_at
 from ganforge.callbacks.stopping import Diverged
 from ganforge.checks import check_scale, check_schedule
 from ganforge.devices import rank
 from ganforge.errors import UserError
 from ganforge.experiment import build
-from ganforge.run_folder import describe, drop_events_after, finish_message
+from ganforge.run_folder import describe, drop_after, finish_message
 from ganforge.targets import checked
+from ganforge.trainers import callback_of
 
 log = logging.getLogger(__name__)
 
@@ -23,22 +26,29 @@ log = logging.getLogger(__name__)
 def train(config: DictConfig, folder: Path) -> int:
     """Train, or go on with, the run in a folder. Returns the exit status: 0, or 128 + the signal that ended it."""
     checkpoint = None
-    if config.resume or config.get("sweep"):
+    if config.resume or config.get("sweep"):  # of somebody's record; else it is what was typed
         config = checked(config)
-    if config.resume:
+    is_there = (folder / "checkpoints").exists()
+    if config.resume or (is_there and (config.get("sweep") or _is_requeued())):
         checkpoint = latest_checkpoint(folder)
         check_schedule(config, folder)
-    elif rank() == 0 and (folder / "checkpoints").exists():
+    elif rank() == 0 and is_there:
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or use another hydra.run.dir")
     while (status := _train(config, folder, checkpoint)) is None:
         checkpoint = folder / "checkpoints" / "last.ckpt"
     return status
 
 
+def _is_requeued() -> bool:
+    """Whether SLURM started this job again, after it was preempted or its node failed."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | None:
     """As `train`; None where training collapsed and is to go on from an earlier checkpoint, now the last one."""
-    data, model, trainer, stopping = build(config, folder)
-    if checkpoint is not None and (reason := _is_over(checkpoint, trainer)):
+    data, model, trainer, stopping = build(config, folder, is_new=checkpoint is None)
+    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    if state is not None and (reason := _is_over(state, trainer)):
         if trainer.is_global_zero:
             log.info(reason)
         return 0
@@ -46,11 +56,11 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
         data.prepare_data()
         data.setup()
         check_scale(data, model)
-        if checkpoint is None:
+        if checkpoint is None or state is None:
             describe(config, folder, trainer, model.games)
         else:
-            _prepare_folder(folder, checkpoint, trainer)
-    health = health_of(trainer)
+            _prepare_folder(folder, checkpoint, state, trainer)
+    health = callback_of(trainer, Health)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Diverged as error:
@@ -69,10 +79,9 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
     return 128 + stopping.interrupted if stopping.interrupted else 0
 
 
-def _is_over(checkpoint: Path, trainer: Trainer) -> str:
-    """Why a run is not to be gone on with, or nothing."""
-    state = read_checkpoint(checkpoint)
-    step, health = state["global_step"], health_of(trainer)
+def _is_over(state: dict[str, Any], trainer: Trainer) -> str:
+    """Why a run is not to be gone on with from a checkpoint, or nothing."""
+    step, health = state["global_step"], callback_of(trainer, Health)
     if -1 < trainer.max_steps <= step:
         return f"This run is finished: its {step} steps are done. Raise trainer.max_steps to go on."
     if health is not None and health.on_collapse != "warn" and state_in(state).get("verdict") == "stop":
@@ -80,14 +89,13 @@ def _is_over(checkpoint: Path, trainer: Trainer) -> str:
     return ""
 
 
-def _prepare_folder(folder: Path, checkpoint: Path, trainer: Trainer) -> None:
+def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], trainer: Trainer) -> None:
     """Make ready for going on from a checkpoint."""
-    state, health = read_checkpoint(checkpoint), health_of(trainer)
+    step, health = state["global_step"], callback_of(trainer, Health)
     if health is not None and health.on_collapse == "rewind" and state_in(state).get("verdict") == "rewind":
-        rewind(folder, state["global_step"])  # a signal came in between
-        state = read_checkpoint(checkpoint)
-    log.info("Going on after step %d.", state["global_step"])
-    drop_events_after(folder, state["global_step"])
+        step = rewind(folder, step)  # a signal came in between
+    log.info("Going on after step %d.", step)
+    drop_after(folder, step)
     if checkpoint.name != "last.ckpt":  # or the next save would keep the damaged one in place of the good one
         checkpoint.with_name("last.ckpt").unlink(missing_ok=True)
 

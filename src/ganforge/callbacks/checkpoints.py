@@ -12,11 +12,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from ganforge.callbacks.health import HEALTHY, health_of, state_in
+from ganforge.callbacks.health import HEALTHY, Health, state_in
 from ganforge.callbacks.stopping import Diverged
 from ganforge.errors import UserError
 from ganforge.files import is_intact, write_whole
-from ganforge.metrics.evaluation import evaluation_of
+from ganforge.metrics.evaluation import Evaluation
+from ganforge.trainers import callback_of
 
 log = logging.getLogger(__name__)
 
@@ -85,16 +86,16 @@ class Checkpoints(Checkpoint):
             if (folder / "last.ckpt").exists():
                 (folder / "last.ckpt").replace(folder / "previous.ckpt")
             (folder / "next.ckpt").replace(folder / "last.ckpt")
-            health = health_of(trainer)
+            health = callback_of(trainer, Health)
             if health is not None and health.on_collapse == "rewind" and health.is_well:
                 # a collapse begins before it shows
                 proven = next(name for name in ("previous.ckpt", "last.ckpt") if (folder / name).exists())
                 _link(folder / proven, folder / HEALTHY)
 
     def _keep_best(self, trainer: Trainer) -> None:
-        evaluation = evaluation_of(trainer)
+        evaluation = callback_of(trainer, Evaluation)
         monitor = evaluation.chosen.monitor if evaluation else None
-        if evaluation is None or not evaluation.scores.improved(monitor, trainer.global_step):
+        if evaluation is None or not evaluation.scores.improved(monitor):
             return
         folder = Path(trainer.default_root_dir, "checkpoints")
         path = folder / f"best-{monitor}-step-{trainer.global_step:08d}.ckpt".replace("/", "_")
@@ -122,8 +123,11 @@ def _link(path: Path, link: Path) -> None:
     part.replace(link)
 
 
-def rewind(run: Path, step: int) -> None:
-    """Have a run that collapsed at a step go on from its last healthy checkpoint, with other random numbers."""
+def rewind(run: Path, step: int) -> int:
+    """Have a run that collapsed at a step go on from its last healthy checkpoint, with other random numbers.
+
+    Returns the step of that.
+    """
     folder = run / "checkpoints"
     collapsed, healthy = read_checkpoint(folder / "last.ckpt"), read_checkpoint(folder / HEALTHY)
     healthy["rewinds"] = collapsed["rewinds"] + 1
@@ -134,7 +138,11 @@ def rewind(run: Path, step: int) -> None:
         for sign in seen["noticed"]
     ]
     state.update(noticed=noticed, rewinds=[*seen["rewinds"], places])
+    scores = healthy["callbacks"].get(Evaluation.__name__, {})
+    for name, score in collapsed["callbacks"].get(Evaluation.__name__, {}).items():
+        scores.setdefault(name, score)["best"] = score["best"]  # whose checkpoint is still there
     AtomicCheckpointIO().save_checkpoint(healthy, folder / "last.ckpt")
+    return places["to"]
 
 
 def latest_checkpoint(run: Path) -> Path:

@@ -12,8 +12,9 @@ from torch import nn
 
 from ganforge.callbacks.signs import EVALUATED, MEMORY, SIGNS, WATCHED, Watched
 from ganforge.callbacks.stopping import Diverged, end_here
-from ganforge.metrics.evaluation import evaluation_of
+from ganforge.metrics.evaluation import Evaluation
 from ganforge.metrics.scores import write_health
+from ganforge.trainers import callback_of
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +75,13 @@ class Health(Callback):
         for game in pl_module.games:
             values = {name: logged[game.tag(name)] for name in WATCHED if game.tag(name) in logged}
             tags = [game.tag(f"weight_norm/{player}") for player in "gd"]
-            values["growth"] = max(logged[tag] / self._norms[tag] for tag in tags if tag in logged)
+            grown = [logged[tag] / self._norms[tag] for tag in tags if tag in logged and self._norms.get(tag)]
+            if grown:
+                values["growth"] = max(grown)
             self._judge(trainer, game.name or GAME, values, MEMORY)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        evaluation = evaluation_of(trainer)
+        evaluation = callback_of(trainer, Evaluation)
         if evaluation is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         found = {name.partition("_")[0]: value for name, value in evaluation.values.items()}
@@ -152,7 +155,3 @@ def stopped_at(step: int) -> str:
 def state_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint keeps of this callback."""
     return checkpoint["callbacks"].get(Health.__name__, {})
-
-
-def health_of(trainer: Any) -> Health | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, Health)), None)

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
+from ganforge.trainers import steps_of
+
 log = logging.getLogger(__name__)
 
 
@@ -102,14 +104,6 @@ class Progress(ProgressBar):
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is before and before.isatty():
                 handler.setStream(now)
-
-
-def steps_of(trainer: Trainer) -> int | None:
-    """How many steps the whole run has; None where it has no end."""
-    limits = [trainer.max_steps] if trainer.max_steps > -1 else []
-    if trainer.max_epochs is not None and trainer.max_epochs > -1:
-        limits.append(int(trainer.max_epochs * trainer.num_training_batches))
-    return min(limits, default=None)
 
 
 def describe(logged: dict[str, float]) -> str:

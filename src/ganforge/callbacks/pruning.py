@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 
 from ganforge.callbacks.stopping import end_here
 from ganforge.errors import UserError
-from ganforge.metrics.evaluation import evaluation_of
+from ganforge.metrics.evaluation import Evaluation
 from ganforge.sweeps import direction_of
+from ganforge.trainers import callback_of
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Pruning(Callback):
     def __init__(self, startup_trials: int = 5, warmup_steps: int = 0):
         self.startup_trials = startup_trials
         self.warmup_steps = warmup_steps
+        self.ended = False
         self._monitor: str | None = None
         self._trial: Any = None
 
@@ -33,7 +35,7 @@ class Pruning(Callback):
         sweeper: Any = HydraConfig.get().sweeper if HydraConfig.initialized() else {}
         if "storage" not in sweeper:
             return
-        evaluation = evaluation_of(trainer)
+        evaluation = callback_of(trainer, Evaluation)
         self._monitor = evaluation.chosen.monitor if evaluation else None
         if evaluation is None or self._monitor is None:
             raise UserError("hydra/sweeper=optuna searches for the best metrics.monitor: set that, and evaluate_every")
@@ -66,4 +68,8 @@ class Pruning(Callback):
         if trainer.strategy.broadcast(is_hopeless):
             if trainer.is_global_zero:
                 log.info("Ended: %s is worse than that of most trials at step %d.", self._monitor, trainer.global_step)
+            self.ended = True
             end_here(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ended": self.ended}

@@ -125,8 +125,8 @@ class Watched:
             peak = self.values.get("peak_diversity", 0.0)
             self.values["peak_diversity"] = max(peak, min(1.0, self.values["diversity"]))
         if "accuracy/fake" in values:  # a critic's loss has no scale
-            for name, losses in self.losses.items():
-                losses.append(values[name])
+            for name in self.losses.keys() & values.keys():
+                self.losses[name].append(values[name])
             self.values["swing"] = min(map(swing, self.losses.values()))
 
     def judge(self, step: int, patience: int) -> tuple[list[Sign], list[Sign]]:

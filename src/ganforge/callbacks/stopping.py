@@ -59,6 +59,8 @@ class Stopping(Callback):
         bad_term = self._bad_term(pl_module)
         # a signal during the reduction is for the next step: the other ranks do not know of it yet
         interrupted, diverged = self.interrupted, bad_term is not None
+        if trainer.world_size > 1 and not self._looks(pl_module):
+            return
         if trainer.world_size > 1:
             flags = torch.tensor([interrupted, diverged], dtype=torch.int32, device=pl_module.device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
@@ -74,8 +76,11 @@ class Stopping(Callback):
             end_here(trainer)
 
     @staticmethod
-    def _bad_term(pl_module: Any) -> str | None:
-        # reading a loss makes a GPU wait, so there only the steps that wait anyway are looked at
-        if pl_module.device.type != "cpu" and not pl_module.is_logging:
+    def _looks(pl_module: Any) -> bool:
+        # reading a number makes a GPU wait, so there only the steps that wait anyway are looked at
+        return pl_module.device.type == "cpu" or pl_module.is_logging
+
+    def _bad_term(self, pl_module: Any) -> str | None:
+        if not self._looks(pl_module):
             return None
         return next((name for name, term in pl_module.terms.items() if not isfinite(term.item())), None)

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from math import isfinite
 from os.path import commonpath
 from pathlib import Path
 from statistics import mean, stdev
 
 from omegaconf import DictConfig
 
-from ganforge.checks import check_count
+from ganforge.checks import check_count, check_seed
 from ganforge.comparison.records import Run, find_runs, read_runs
 from ganforge.comparison.report import report
 from ganforge.comparison.tables import NOTHING, Cell, Column, duration, number, plain, print_table, setting
@@ -19,8 +20,7 @@ from ganforge.files import write_whole
 def compare(config: DictConfig) -> None:
     """Print the tables and write the report."""
     check_count("num_samples", config.num_samples)
-    if type(config.seed) is not int or config.seed < 0:
-        raise UserError(f"seed={config.seed}: must be a whole number from 0")
+    check_seed(config.seed)
     if config.checkpoint not in ("last", "best"):
         raise UserError(f"checkpoint={config.checkpoint}: must be last or best")
     folders = find_runs(config.runs)
@@ -84,7 +84,7 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
     for run in runs:
         rest = {key: value for key, value in run.settings.items() if key != "seed"}
         found.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
-    return [group for group in found.values() if len(group) > 1]
+    return [group for group in found.values() if len({run.settings.get("seed") for run in group}) > 1]
 
 
 # Metrics ---------------------------------------------------------------------------------------------------------
@@ -174,6 +174,8 @@ def _score(run: Run, metric: str, part: str, value: str) -> Cell:
 
 def _spread(group: Sequence[Run], metric: str, part: str) -> Cell:
     values = [run.scores[metric][part]["value"] for run in group if metric in run.scores]
+    if not all(map(isfinite, values)):
+        return Cell("not finite")
     if len(values) > 1 and _protocol_differences(group, metric):
         return Cell("measured differently")
     if len(values) < 2:

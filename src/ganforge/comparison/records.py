@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from math import nan
 from os.path import commonpath
 from pathlib import Path
 from statistics import median
@@ -14,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from yaml import YAMLError
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
+from ganforge.callbacks.health import state_in
+from ganforge.callbacks.pruning import Pruning
 from ganforge.errors import UserError
 from ganforge.files import read_json
 from ganforge.overrides import key_of
@@ -111,10 +114,18 @@ def _status(folder: Path, record: DictConfig) -> str:
         return "failed: " + error.read_text(errors="replace").strip().partition("\n")[0]
     if not _has_checkpoint(folder):
         return "" if (folder / "metrics.json").exists() else "not begun"
-    checkpoint = read_checkpoint(latest_checkpoint(folder))
+    try:
+        path = latest_checkpoint(folder)
+    except UserError:
+        return "damaged: no checkpoint can be read"
+    checkpoint = read_checkpoint(path)
     step, steps = checkpoint["global_step"], record.trainer.max_steps
     epochs = -1 if record.trainer.max_epochs is None else record.trainer.max_epochs
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if state_in(checkpoint).get("verdict") == "stop":
+        return f"stopped at step {step:,}: collapsed"
+    if checkpoint["callbacks"].get(Pruning.__name__, {}).get("ended"):
+        return f"ended by the search at step {step:,}"
     is_done = step >= steps > -1 or checkpoint["epoch"] + progress["is_last_batch"] >= epochs > -1
     return "" if is_done else f"unfinished: step {step:,}" + (f" of {steps:,}" if steps > -1 else "")
 
@@ -140,8 +151,8 @@ def _health(metrics: dict[str, Any]) -> str:
     return ", ".join(f"{sign['sign']} since {int(sign['since']):,}" for sign in signs)
 
 
-def _score(value: float, step: int, provenance: dict[str, Any]) -> dict[str, Any]:
-    return {"value": float(value), "step": int(step), "provenance": dict(provenance)}
+def _score(value: float | None, step: int, provenance: dict[str, Any]) -> dict[str, Any]:
+    return {"value": nan if value is None else float(value), "step": int(step), "provenance": dict(provenance)}
 
 
 def _events(folder: Path) -> tuple[dict[str, Curve], float]:

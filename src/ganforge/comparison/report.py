@@ -21,7 +21,7 @@ from ganforge.errors import explanation
 from ganforge.experiment import load_data, load_run
 from ganforge.models.gan import GAN
 from ganforge.pictures import picture
-from ganforge.sampling import conditions_of, draw
+from ganforge.sampling import conditions_of
 
 log = logging.getLogger(__name__)
 
@@ -119,13 +119,13 @@ def samples(run: Run, config: DictConfig) -> str:
 
 def _drawn(record: DictConfig, model: GAN, config: DictConfig) -> Image.Image:
     conditions = conditions_of(model, record, None)
-    drawn = draw(model, config.num_samples, config.seed, conditions)
+    drawn, columns = model.sheet(config.num_samples, config.seed, conditions)
     real = None
     if drawn.ndim == 2:
         data = load_data(record)
         data.setup()
         real = data.real  # whose extent sets the axes
-    return picture(drawn, real, None if conditions is None else len(drawn) // len(conditions))
+    return picture(drawn, real, columns)
 
 
 def trainings(runs: Sequence[Run]) -> dict[int, list[str]]:

@@ -1,6 +1,7 @@
 """Tables for the console and for pages: what a cell shows, and what it is sorted by."""
 
 from datetime import timedelta
+from math import isfinite
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE
@@ -37,6 +38,8 @@ def number(value: float | None, style: str = ".4g") -> Cell:
     """Whole numbers in full, others in a format's style; a dash for none."""
     if value is None:
         return NOTHING
+    if not isfinite(value):
+        return Cell("not finite")
     return Cell(format(value, "," if isinstance(value, int) else style), value)
 
 

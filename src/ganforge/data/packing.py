@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ganforge.devices import cores
 from ganforge.downloads import first_line
 from ganforge.errors import UserError
 from ganforge.files import read_json, write_whole
@@ -170,10 +171,6 @@ def _write(
             write_whole(progress, json.dumps(state).encode())
     part.replace(data)
     progress.replace(record)
-
-
-def cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _groups(names: Sequence[str], sizes: Sequence[int]) -> Iterator[list[str]]:

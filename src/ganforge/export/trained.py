@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ganforge.checks import check_seed
 from ganforge.downloads import first_line
 from ganforge.errors import UserError
 from ganforge.experiment import load_run
@@ -45,8 +46,7 @@ class TrainedGenerator(Drawing):
     def _drawn(self, count: Any, seed: int, conditions: Tensor | None) -> Tensor:
         if type(count) is not int or count < 1:
             raise UserError("This generator draws samples from noise: say how many, such as generator(16)")
-        if type(seed) is not int or seed < 0:
-            raise UserError(f"seed={seed}: must be a whole number from 0")
+        check_seed(seed)
         return self.samples(count, seed, conditions)[:count]
 
     def _made_of(self, images: Any) -> Tensor:

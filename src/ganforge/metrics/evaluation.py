@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics import Metric
 
-from ganforge.callbacks.progress import steps_of
 from ganforge.data.base import Batch, TensorData, to_uint8
 from ganforge.data.pairs import Pairs
 from ganforge.errors import UserError
@@ -22,9 +21,10 @@ from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.pairs import PairMetric
 from ganforge.metrics.reference import real_statistics
 from ganforge.metrics.scores import Scores
-from ganforge.metrics.statistics import Collector, Statistics, over_ranks
+from ganforge.metrics.statistics import Collector, Statistics, check_all_seen, over_ranks
 from ganforge.randomness import CHUNK, chunk_rows
 from ganforge.run_folder import versions
+from ganforge.trainers import steps_of
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ class Evaluation(Callback):
             size: Collector(self.data.num_samples, trainer, self._needs_samples(size))
             for size in self.chosen.extractors
         }
+        self._seen = 0
         self._pairs = {
             (key, i): torch.zeros(len(images), dtype=torch.float64)
             for key in self.chosen.of(PairMetric)
@@ -153,6 +154,7 @@ class Evaluation(Callback):
     def _add_pair(self, made: Tensor, right: Tensor, index: int, dataset: int) -> None:
         if made.device.type == "mps":  # which has no float64
             made, right = made.cpu(), right.cpu()
+        self._seen += 1
         for key, metric in self.chosen.of(PairMetric).items():
             scale = self.data.evaluated[dataset].scale
             self._pairs[key, dataset][index] = metric(made, right, scale).item()
@@ -177,6 +179,8 @@ class Evaluation(Callback):
                 if size in self._real and size in metric.sizes(self.data):
                     values = metric.compute(fake, self._real[size], self.data)
                     yield from self.chosen.named(key, metric, values, size).items()
+        if isinstance(self.data, Pairs):
+            check_all_seen(int(over_ranks(torch.tensor(self._seen), trainer)), sum(map(len, self.data.evaluated)))
         for key in self.chosen.of(PairMetric):
             sets = [over_ranks(self._pairs[key, i], trainer) for i in range(len(self.data.evaluated))]
             yield key, torch.cat(sets).mean().item()
@@ -239,10 +243,6 @@ class Evaluation(Callback):
         self._end = steps_of(trainer)
         if trainer.is_global_zero and trainer.global_step:  # without what a killed run measured after its checkpoint
             self.scores.write(Path(trainer.default_root_dir, "metrics.json"))
-
-
-def evaluation_of(trainer: Any) -> Evaluation | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, Evaluation)), None)
 
 
 def as_uint8(samples: Any) -> Any:

@@ -36,9 +36,9 @@ class Scores(dict[str, dict[str, Any]]):
         if _protocol(best) != _protocol(now) or isnan(best["value"]) or sign * value > sign * best["value"]:
             score["best"] = now
 
-    def improved(self, name: str | None, step: int) -> bool:
-        """Whether a metric was at its best at this step."""
-        return name is not None and name in self and self[name]["best"]["step"] == step
+    def improved(self, name: str | None) -> bool:
+        """Whether the value of a metric that was added last is its best."""
+        return name is not None and name in self and self[name]["best"] is self[name]["last"]
 
     def write(self, path: Path) -> None:
         """Put these into a `metrics.json`, in place of what is there of a training."""

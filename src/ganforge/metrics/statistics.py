@@ -86,16 +86,21 @@ class Collector:
     def result(self) -> Statistics:
         """The statistics of all ranks' chunks, on every rank."""
         seen = int(over_ranks(torch.tensor(self.seen), self.trainer))
-        if seen != self.count:
-            raise UserError(
-                f"{seen} of {self.count} samples were there to be measured: for fewer, set num_samples, and leave the "
-                "limits of the trainer alone"
-            )
+        check_all_seen(seen, self.count)
         total, outer = (over_ranks(value, self.trainer).cpu() for value in self.sums)
         kept = {name: over_ranks(values, self.trainer) for name, values in self.kept.items()}
         mean = total / self.count
         covariance = (outer - self.count * torch.outer(mean, mean)) / max(1, self.count - 1)
         return Statistics(self.count, mean, covariance, **kept)
+
+
+def check_all_seen(seen: int, count: int) -> None:
+    """Raise UserError where a validation ended early, as an option of Lightning's may make it."""
+    if seen != count:
+        raise UserError(
+            f"{seen} of {count} samples were there to be measured: for fewer, set num_samples, and leave the limits of "
+            "the trainer alone"
+        )
 
 
 def over_ranks(value: Tensor, trainer: Trainer) -> Tensor:

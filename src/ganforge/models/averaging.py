@@ -1,6 +1,7 @@
 """Averages: of a generator's weights, and of its BatchNorm statistics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,17 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
     average.requires_grad_(False)
     return average
+
+
+@contextmanager
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Afterwards each module of a network is in the mode that it was in, train or eval."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class Fed(nn.Module):

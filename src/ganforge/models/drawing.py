@@ -32,6 +32,11 @@ class Drawing:
         column = torch.arange(columns).repeat(len(conditions))
         return self.sample_all(picked(latents, column), conditions.repeat_interleave(columns, dim=0))
 
+    def sheet(self, count: int, seed: int | None = None, conditions: Tensor | None = None) -> tuple[Tensor, int | None]:
+        """The samples, and how many of them make a row of a grid; None where that does not matter."""
+        samples = self.samples(count, seed, conditions)
+        return samples, None if conditions is None else len(samples) // len(conditions)
+
     def latents(self, count: int, seed: int) -> Any:
         """The latents of the first `count` evaluation samples of a seed."""
         assert self.latent is not None

@@ -17,7 +17,7 @@ from ganforge import randomness
 from ganforge.data.base import Batch, TensorData
 from ganforge.latents import Latent
 from ganforge.losses import Loss
-from ganforge.models.averaging import Fed, moving_average
+from ganforge.models.averaging import Fed, modes_kept, moving_average
 from ganforge.models.drawing import Drawing
 from ganforge.randomness import CHUNK, Stream
 from ganforge.regularizers import Regularizer
@@ -343,22 +343,15 @@ class GAN(Drawing, LightningModule):
     def sample(self, latent: Any, condition: Tensor | None = None) -> Tensor:
         """Samples, without a trace in the training state."""
         generator = self.sampler
-        was_training = generator.training
-        generator.eval()
-        try:
+        with modes_kept(generator):
+            generator.eval()
             latent = None if latent is None else self._place(latent)
             condition = None if condition is None else condition.to(self.device)
             return self.generate(Game(generator, self.discriminator, self.latent), latent, condition)
-        finally:
-            generator.train(was_training)
 
     def preview(self, data: TensorData, count: int) -> tuple[Tensor, int | None]:
         """About `count` samples that show how training goes, and how many make a row of a grid if that matters."""
-        if self.condition_size is None:
-            return self.samples(count), None
-        conditions = data.conditions()
-        samples = self.samples(count, conditions=conditions)
-        return samples, len(samples) // len(conditions)
+        return self.sheet(count, conditions=None if self.condition_size is None else data.conditions())
 
     def sample_inputs(self, chunk: int, stream: Stream = Stream.SAMPLES) -> tuple[Any, Tensor | None]:
         """Latents of the evaluation samples chunk * CHUNK, ..., and conditions like those of the data."""
@@ -380,12 +373,10 @@ class GAN(Drawing, LightningModule):
         samples (Brock et al., 2019); afterwards the former ones are back."""
         generator = self.sampler
         before = {name: buffer.clone() for name, buffer in generator.named_buffers()}
-        was_training = generator.training
         game = Game(generator, self.discriminator, self.latent)
-        update_bn(
-            range(chunks), Fed(generator, lambda i: self.generate(game, *self.sample_inputs(i, stream=Stream.STANDING)))
-        )
-        generator.train(was_training)
+        fed = Fed(generator, lambda i: self.generate(game, *self.sample_inputs(i, stream=Stream.STANDING)))
+        with modes_kept(generator):
+            update_bn(range(chunks), fed)
         try:
             yield
         finally:
@@ -409,7 +400,8 @@ def _spread(samples: Tensor) -> Tensor:
 @contextmanager
 def _frozen(optimizer: Optimizer) -> Iterator[None]:
     """Keep the parameters of an optimizer out of the graph."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = optimizer.param_groups
+    parameters = [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
