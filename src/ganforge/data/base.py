@@ -182,7 +182,8 @@ class TensorData(LightningDataModule):
                 raise UserError(f"data.shape={list(self.shape)}: the data have shape {list(self.real.shape[1:])}")
             if (classes or 0) > (self.num_classes or 0) or (classes is None and self.num_classes is not None):
                 raise UserError(
-                    f"data.num_classes={self.num_classes}: the data have {classes} classes, so set it to {classes}"
+                    f"data.num_classes={self.num_classes}: the data have {classes or 'no'} classes, so set it to "
+                    f"{classes or 'null'}"
                 )
             if len(self.real) < self.batch_size:
                 raise UserError(
