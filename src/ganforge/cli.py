@@ -58,7 +58,7 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 status = INTERRUPTED
             except Exception as error:
                 message = explanation(error)
-                if in_sweep or sweeps.IN_PROCESS in os.environ:
+                if sweeps.is_job():
                     sweeps.note_failure(folder, error, message)
                 if message is None or os.environ.get("HYDRA_FULL_ERROR"):
                     raise

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.models.gan import Game
+from ganforge.sweeps import is_job
 
 PACKAGES = ("ganforge", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
 
@@ -150,12 +151,17 @@ def finish_message(folder: Path, interrupted: int, step: int, overrides: list[st
     if interrupted:
         command = " ".join([f"python train.py resume={run}", *map(shlex.quote, overrides)])
         return f"Stopped after step {step}. Go on with:\n  {command}"
+    done = [
+        f"Finished {step} steps.",
+        f"  run folder   {run}",
+        f"  samples      {run}/samples/step-{step:08d}.png",
+    ]
+    if is_job():  # the sweep says at its end what is next
+        return "\n".join(done)
     draw = ["input=<image or folder>"] if from_images else ["num_samples=100 seed=1", "interpolate=true"]
     return "\n".join(
         [
-            f"Finished {step} steps.",
-            f"  run folder   {run}",
-            f"  samples      {run}/samples/step-{step:08d}.png",
+            *done,
             "Try next:",
             f"  python evaluate.py run={run}",
             *(f"  python sample.py run={run} {options}" for options in draw),

@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ganforge.errors import UserError
@@ -122,6 +123,11 @@ def direction_of(sweeper: DictConfig) -> str:
 
 
 # The jobs --------------------------------------------------------------------------------------------------------
+
+
+def is_job() -> bool:
+    """Whether this is a job of a sweep, in whatever process."""
+    return IN_PROCESS in os.environ or (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def begin_job(folder: Path) -> None:
