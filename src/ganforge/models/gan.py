@@ -1,9 +1,8 @@
 """The adversarial game: the alternating step that every variant is built on."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -19,28 +18,13 @@ from ganforge.latents import Latent
 from ganforge.losses import Loss
 from ganforge.models.averaging import Fed, modes_kept, moving_average
 from ganforge.models.drawing import Drawing
+from ganforge.models.game import Game, Terms
+from ganforge.models.journal import Journal
 from ganforge.randomness import CHUNK, Stream
 from ganforge.regularizers import Regularizer
 
-Terms = dict[str, Tensor]
-"""The summands of a loss, under their names in the config."""
 
-
-class Game(NamedTuple):
-    """One discriminator against one generator, which gets a latent unless that is None; `name` distinguishes the games
-    of a model that plays several."""
-
-    generator: nn.Module
-    discriminator: nn.Module
-    latent: Latent | None
-    name: str = ""
-
-    def tag(self, value: str) -> str:
-        """The name of a value of this game in the log."""
-        return f"{self.name}/{value}" if self.name else value
-
-
-class GAN(Drawing, LightningModule):
+class GAN(Drawing, Journal):
     """A generator and a discriminator in alternating steps (Goodfellow et al., 2014).
 
     One step is `discriminator_steps` updates of D, each on real rows and fakes of its own, then `generator_steps`
@@ -115,18 +99,9 @@ class GAN(Drawing, LightningModule):
             generator.compile()
             discriminator.compile()
 
-        self.terms: Terms = {}
-        """The loss terms of the latest step."""
-        self.logged: dict[str, float] = {}
-        """What was logged last, averaged over the ranks."""
         self.rewinds = 0
         """How often training went back to an earlier checkpoint, and on with other random numbers."""
-        self.step_number = 0
-        """The number of the step being played, from 1."""
-        self.is_logging = False
         self._is_heard = True
-        self._records: Terms = {}
-        self._clock: tuple[int, float] | None = None
 
     # What a variant overrides ------------------------------------------------------------------------------------
 
@@ -144,7 +119,7 @@ class GAN(Drawing, LightningModule):
         real_logits = game.discriminator(batch.real, batch.condition)
         fake_logits = game.discriminator(fake, batch.condition)
         if self.is_logging:
-            self._record_game(game, batch.real, fake, real_logits, fake_logits)
+            self.record_game(game, batch.real, fake, real_logits, fake_logits)
         terms = {"adversarial": self.loss.discriminator(real_logits, fake_logits)}
         for name, regularizer in self.regularizers.items():
             if self.step_number % regularizer.every == 0:
@@ -156,17 +131,15 @@ class GAN(Drawing, LightningModule):
         fake_logits = game.discriminator(fake, batch.condition)
         real_logits = game.discriminator(batch.real, batch.condition) if self.loss.needs_real else None
         if self.is_logging:
-            self._record_slope(game, fake_logits, real_logits)
+            self.record_slope(game, fake_logits, real_logits)
         return {"adversarial": self.loss.generator(fake_logits, real_logits)}
 
     # The step ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self.step_number = self.trainer.global_step + 1
-        self.is_logging = self.step_number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        self.begin_step()
         ranks = self.global_rank, self.trainer.world_size
         randomness.start_step(self.seed, self.step_number, *ranks, self.device, self.rewinds)
-        self.terms, self._records = {}, {}
         optimizers = self._optimizers()
         for game in self.games:
             self.play(game, batch, next(optimizers), next(optimizers))
@@ -176,7 +149,7 @@ class GAN(Drawing, LightningModule):
             for schedule in self.lr_schedulers():  # type: ignore[union-attr]
                 schedule.step()
         if self.is_logging:
-            self._log(batch.size * self.trainer.world_size)
+            self.write_records(batch.size * self.trainer.world_size)
         self._count_step()
 
     def play(self, game: Game, batch: Batch, optimizer_d: Optimizer, optimizer_g: Optimizer) -> None:
@@ -204,27 +177,6 @@ class GAN(Drawing, LightningModule):
             return tuple(map(self._place, latent))
         return latent.to(device=self.device, dtype=self.dtype)
 
-    def record(self, game: Game, name: str, value: Tensor) -> None:
-        """Log the mean of a value, if this step is one that logs."""
-        if self.is_logging:
-            self._records[game.tag(name)] = value.detach().mean().float().to(self.device)
-
-    def _record_game(self, game: Game, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor) -> None:
-        """Log what tells how a game goes."""
-        self.record(game, "logits/real", real_logits)
-        self.record(game, "logits/fake", fake_logits)
-        if self.loss.boundary is not None:
-            self.record(game, "accuracy/real", (real_logits > self.loss.boundary).float())
-            self.record(game, "accuracy/fake", (fake_logits < self.loss.boundary).float())
-        if len(fake) > 1:
-            self.record(game, "diversity", _spread(fake) / _spread(real))
-
-    def _record_slope(self, game: Game, fake_logits: Tensor, real_logits: Tensor | None) -> None:
-        """Log how much G's loss changes with D's output, which is 1 for a Wasserstein loss."""
-        logits = fake_logits.detach().requires_grad_()
-        loss = self.loss.generator(logits, None if real_logits is None else real_logits.detach())
-        self.record(game, "slope", torch.autograd.grad(loss, logits)[0].abs().sum())
-
     def _update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: Terms) -> None:
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
         optimizer.zero_grad()
@@ -235,15 +187,7 @@ class GAN(Drawing, LightningModule):
             total.backward()
         if self.gradient_clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
-        for name, term in {**terms, "total": total}.items():
-            self.terms[game.tag(f"loss_{player}/{name}")] = term.detach()
-            self.record(game, f"loss_{player}/{name}", term)
-        if self.is_logging:
-            norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
-            self.record(game, f"gradient_norm/{player}", norm)
-            self.record(game, f"weight_norm/{player}", nn.utils.get_total_norm(network.parameters()))
-            if self.schedule:
-                self.record(game, f"learning_rate/{player}", torch.tensor(optimizer.param_groups[0]["lr"]))
+        self.record_update(game, player, network, optimizer, {**terms, "total": total})
         optimizer.step()
 
     # Lightning's side --------------------------------------------------------------------------------------------
@@ -273,18 +217,6 @@ class GAN(Drawing, LightningModule):
         progress.increment_ready()
         progress.increment_completed()
 
-    def _log(self, images: int) -> None:
-        """Log directly: `self.log` costs a tenth of a small step, and numbers the steps from 0."""
-        means = self.trainer.strategy.reduce(torch.stack(list(self._records.values())), reduce_op="mean")
-        self.logged = dict(zip(self._records, means.tolist(), strict=True))
-        now = time.perf_counter()
-        if self._clock is not None:
-            step, then = self._clock
-            self.logged["time/images_per_second"] = images * (self.step_number - step) / (now - then)
-        self._clock = self.step_number, now
-        for logger in self.loggers:
-            logger.log_metrics(self.logged, step=self.step_number)
-
     def on_train_start(self) -> None:
         # calling hooks that nobody has costs a few per cent of a small step
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -307,9 +239,6 @@ class GAN(Drawing, LightningModule):
 
     def on_validation_start(self) -> None:
         self.broadcast_buffers()
-
-    def on_validation_end(self) -> None:
-        self._clock = None  # images per second are those of training
 
     def broadcast_buffers(self) -> None:
         """Give all ranks the buffers of rank 0: under manual optimization DDP does not, and BatchNorm's drift apart."""
@@ -389,12 +318,6 @@ _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
 def _nothing() -> None: ...
-
-
-def _spread(samples: Tensor) -> Tensor:
-    """The root of the mean squared distance of two samples of a batch."""
-    samples = samples.detach().flatten(1).float()
-    return (samples - samples.mean(0)).square().mean().sqrt()
 
 
 @contextmanager
