@@ -12,13 +12,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import ROOT, TINY_DCGAN, TINY_POINTS, equal, fitted, run, tiny
+from conftest import ROOT, TINY_DCGAN, TINY_POINTS, composed, equal, fitted, run, tiny
 from lightning.pytorch import Callback
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from ganforge.callbacks.checkpoints import latest_checkpoint
+from ganforge.checks import check_schedule
 from ganforge.data.base import TensorData
+from ganforge.errors import UserError
 from ganforge.files import is_intact
 from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.statistics import Statistics
@@ -264,3 +267,15 @@ def test_resuming_a_finished_run(tmp_path: Path) -> None:
     assert first["global_step"] == 8
     assert equal(first["state_dict"], second["state_dict"])
     assert equal(first["optimizer_states"], second["optimizer_states"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("trainer.max_steps=9", "cannot be stretched"), ("model.generator_optimizer.lr=1e-5", "goes on from 0.0005")],
+)
+def test_a_schedule_goes_on_as_it_was_laid_out(tmp_path: Path, change: str, message: str) -> None:
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(composed(*TINY_POINTS, "schedule=linear"), tmp_path / ".hydra" / "config.yaml")
+    check_schedule(composed(*TINY_POINTS, "schedule=linear", "evaluate_every=7"), tmp_path)
+    with pytest.raises(UserError, match=message):
+        check_schedule(composed(*TINY_POINTS, "schedule=linear", change), tmp_path)

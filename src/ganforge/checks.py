@@ -138,6 +138,7 @@ def check_optimizers(model: GAN) -> None:
 
 
 def check_schedule(config: DictConfig, folder: Path) -> None:
+    """Raise UserError where a run that goes on is to change what its schedule was laid out for."""
     before: Any = read_record(folder)
     was, now = (OmegaConf.to_container(record.schedule, resolve=True) for record in (before, config))
     if was != now:
@@ -146,6 +147,13 @@ def check_schedule(config: DictConfig, folder: Path) -> None:
             f"{before.trainer.max_steps} steps and cannot be stretched. Start a new run, or resume without "
             "trainer.max_steps"
         )
+    for option in ("generator_optimizer", "discriminator_optimizer"):
+        rates = [record.model[option].get("lr") for record in (before, config)]
+        if config.schedule and rates[0] != rates[1]:
+            raise UserError(
+                f"model.{option}.lr={rates[1]}: this run's schedule goes on from {rates[0]}. Start a new run, or "
+                "resume without it"
+            )
 
 
 def check_devices(config: DictConfig, model: GAN) -> None:
