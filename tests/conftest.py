@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from ganforge.experiment import Experiment, build
@@ -51,6 +51,14 @@ def fitted(folder: Path, *overrides: str, callbacks: list | None = None, checkpo
     experiment.trainer.callbacks[:0] = callbacks or []
     experiment.trainer.fit(experiment.model, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True)
     return experiment
+
+
+def recorded(folder: Path, *overrides: str) -> Path:
+    """A trained run with its record, as train.py would leave it."""
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(composed(*QUICK, *overrides), folder / ".hydra" / "config.yaml")
+    fitted(folder, *overrides)
+    return folder
 
 
 def run(

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_DCGAN, TINY_POINTS, composed, run
+from conftest import ROOT, TINY_DCGAN, TINY_POINTS, composed, recorded, run
 from PIL import Image
 
 from ganforge.callbacks.stopping import Stopping
-from ganforge.errors import explanation
+from ganforge.errors import UserError, explanation
 from ganforge.run_folder import finish_message
+from ganforge.sampling import sample
 from ganforge.training import train
 
 TINY = [*TINY_POINTS, "trainer.max_steps=3", "sample_every=1"]
@@ -55,23 +56,23 @@ def test_train_and_sample(tmp_path: Path) -> None:
     assert set(tmp_path.rglob("*")) - before == {tmp_path / first.stdout.strip()}
     for count in (5, 70):
         options = ["separate=true", "format=npz", f"num_samples={count}", f"output={tmp_path}/out{count}"]
-        assert run("sample.py", f"run={relative}", *options, cwd=tmp_path).returncode == 0
+        sample(composed(f"run={folder}", *options, config="sample"))
     five, seventy = (np.load(next((tmp_path / f"out{n}").glob("*.npz")))["samples"] for n in (5, 70))
     assert seventy.shape == (70, 2)
     assert np.array_equal(five, seventy[:5])
 
 
-def test_sample_images(tmp_path: Path, fake_mnist: Path) -> None:
-    folder = tmp_path / "run"
-    small = [*TINY_DCGAN, "data.batch_size=8", "trainer.max_steps=1"]
-    assert run("train.py", *small, f"data.root={fake_mnist}", f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
-    separate = ["num_samples=3", "separate=true", f"output={tmp_path}/out"]
-    assert run("sample.py", f"run={folder}", *separate, cwd=tmp_path).returncode == 0
-    pictures = sorted((tmp_path / "out").rglob("*.png"))
+def test_sample_images(tmp_path: Path, fake_mnist: Path, capsys: pytest.CaptureFixture) -> None:
+    small = [*TINY_DCGAN, f"data.root={fake_mnist}", "data.batch_size=8"]
+    folder = recorded(tmp_path / "run", *small)
+
+    def drawn(*options: str) -> Path:
+        sample(composed(f"run={folder}", *options, f"output={tmp_path}", config="sample"))
+        return Path(capsys.readouterr().out.strip())
+
+    pictures = sorted(drawn("num_samples=3", "separate=true").iterdir())
     assert [Image.open(path).size for path in pictures] == [(28, 28)] * 3
-    walk = run("sample.py", f"run={folder}", "interpolate=true", "num_samples=16", cwd=tmp_path)
-    assert walk.returncode == 0, walk.stderr
-    assert Image.open(walk.stdout.strip()).size == (8 * 30 + 2, 2 * 30 + 2)
+    assert Image.open(drawn("interpolate=true", "num_samples=16")).size == (8 * 30 + 2, 2 * 30 + 2)
 
 
 COMMANDS = {
@@ -161,29 +162,28 @@ def test_mistakes_on_resuming(tmp_path: Path) -> None:
         assert "Traceback" not in resumed.stderr
 
 
-def test_image_mistakes(tmp_path: Path, fake_mnist: Path) -> None:
-    result = run("train.py", f"data.root={fake_mnist}", "data.image_size=30", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "DCGAN makes images of 28, 32" in result.stderr
-    assert "Traceback" not in result.stderr
-    result = run("train.py", "data.root=/proc/nowhere", cwd=tmp_path, PIP_INDEX_URL="http://127.0.0.1:9")
-    assert result.returncode == 2, result.stderr
-    assert "data.root=/proc/nowhere" in result.stderr
-    result = run("train.py", "data.root=no/such/folder", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "data.root=no/such/folder: there is no folder" in result.stderr
-    result = run("train.py", "data=folder", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "data.root has to be given" in result.stderr
+def test_image_mistakes(tmp_path: Path, fake_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9")
+    for options, message in (
+        ([f"data.root={fake_mnist}", "data.image_size=30"], "DCGAN makes images of 28, 32"),
+        (["data.root=/proc/nowhere"], "data.root=/proc/nowhere"),
+        (["data.root=no/such/folder"], "data.root=no/such/folder: there is no folder"),
+        (["data=folder"], "data.root has to be given"),
+    ):
+        with pytest.raises(Exception) as error:  # noqa: PT011
+            train(composed(*TINY_DCGAN, "trainer.max_steps=1", *options), tmp_path)
+        assert message in (explanation(error.value) or "")
+
+
+def test_full_errors_are_shown_on_demand(tmp_path: Path) -> None:
     full_error = run("train.py", "resume=", *TINY, "data.batch_size=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert "Traceback" in full_error.stderr
 
 
 def test_a_used_run_folder_is_refused(tmp_path: Path) -> None:
-    assert run("train.py", *TINY, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path).returncode == 0
-    again = run("train.py", *TINY, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "holds a run already" in again.stderr
+    train(composed(*TINY), tmp_path)
+    with pytest.raises(UserError, match="holds a run already"):
+        train(composed(*TINY), tmp_path)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_DCGAN, TINY_POINTS, composed, equal, fitted, run, save_picture
+from conftest import TINY_DCGAN, TINY_POINTS, composed, equal, fitted, recorded, run, save_picture
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics import Metric
@@ -24,16 +24,6 @@ from ganforge.randomness import chunks_of
 
 DIGITS = ["model=dcgan", *TINY_DCGAN, "data=mnist", "data.batch_size=16", "data.num_samples=200"]
 SMALL = ["metrics.against_real.kid.subset_size=50", "metrics.against_real.kid.subsets=3"]
-
-
-def recorded(folder: Path, *overrides: str) -> Path:
-    """A trained run with its record, as train.py would leave it."""
-    from omegaconf import OmegaConf
-
-    (folder / ".hydra").mkdir(parents=True)
-    OmegaConf.save(composed(*overrides), folder / ".hydra" / "config.yaml")
-    fitted(folder, *overrides)
-    return folder
 
 
 def numbers(folder: Path) -> dict[str, Any]:

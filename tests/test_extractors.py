@@ -79,7 +79,7 @@ def test_without_inceptions_weights_training_goes_on(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)

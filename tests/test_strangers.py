@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_POINTS, composed, fitted, run
+from conftest import TINY_POINTS, composed, recorded, run
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
@@ -55,11 +55,7 @@ def record_of(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("good")
-    fitted(folder, *TINY_POINTS)
-    (folder / ".hydra").mkdir()
-    OmegaConf.save(composed(*TINY_POINTS, "trainer.accelerator=cpu"), record_of(folder))
-    return folder
+    return recorded(tmp_path_factory.mktemp("strange") / "good", *TINY_POINTS)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import composed, equal, fitted, run, save_picture, tiny
+from conftest import composed, equal, fitted, recorded, run, save_picture, tiny
 from PIL import Image
 from torch import nn
 from torchvision.models import get_model
@@ -430,9 +430,7 @@ def test_tiles_show_no_seams(scale: int, shape: tuple[int, int]) -> None:
 def test_samples_of_labels(
     tmp_path: Path, fake_mnist: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = tmp_path / "run"
-    options = [*tiny("cgan"), f"data.root={fake_mnist}", "trainer=cpu", "trainer.max_steps=1", "data.batch_size=8"]
-    assert run("train.py", *options, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
+    folder = recorded(tmp_path / "run", *tiny("cgan"), f"data.root={fake_mnist}", "data.batch_size=8")
     result = run("sample.py", f"run={folder}", "labels=[3,1]", "num_samples=10", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     with Image.open(result.stdout.strip()) as grid:
