@@ -19,7 +19,7 @@ from ganforge.sweeps import is_job
 
 PACKAGES = ("ganforge", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
 
-PLUMBING = {"name", "resume", "checkpoint_every", "sample_every", "evaluate_every"}
+PLUMBING = {"name", "resume", "sweep", "checkpoint_every", "sample_every", "evaluate_every"}
 PLUMBING |= {"callbacks", "logger", "metrics", "extractor", "trainer"}
 """Parts of a config that do not change what is trained."""
 TRAINING = {"trainer.max_steps", "trainer.max_epochs", "trainer.precision", "trainer.devices", "trainer.num_nodes"}

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -59,10 +60,11 @@ def report(script: str, is_complete: bool) -> None:
     for reason in sorted(Sweep.folder.glob(f"*/{ERROR}")):
         say(f"{reason.parent.name} failed: {reason.read_text().splitlines()[0]}")
     say(f"The sweep is in {Sweep.folder}")
+    typed = shlex.quote(str(Sweep.folder))
     if is_complete:
-        say(f"  python compare.py runs={Sweep.folder}\n  tensorboard --logdir {Sweep.folder}")
+        say(f"  python compare.py runs={typed}\n  tensorboard --logdir {typed}")
     else:
-        say(f"What is missing is done by:\n  python {script} sweep={Sweep.folder}")
+        say(f"What is missing is done by:\n  python {script} sweep={typed}")
 
 
 SEARCH = {

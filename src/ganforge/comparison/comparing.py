@@ -90,14 +90,15 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
 # Metrics ---------------------------------------------------------------------------------------------------------
 
 
-def metrics_of(runs: Sequence[Run], wanted: Sequence[str] | None) -> list[str]:
+def metrics_of(runs: Sequence[Run], wanted: Sequence[str] | str | None) -> list[str]:
     """Those that are wanted, or all but parts of others, such as fid_digits/7. Raises UserError for what no run has."""
     there = list(dict.fromkeys(name for run in runs for name in run.scores))
+    wanted = [wanted] if isinstance(wanted, str) else None if wanted is None else list(wanted)
     if wanted is None:
         return [name for name in there if "/" not in name]
     if unknown := [name for name in wanted if name not in there]:
         raise UserError(f"show={unknown[0]}: no run has it. There are {', '.join(there) or 'none'}")
-    return list(wanted)
+    return wanted
 
 
 def protocol_notes(runs: Sequence[Run], metrics: Sequence[str]) -> list[str]:
