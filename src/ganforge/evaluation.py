@@ -120,7 +120,7 @@ def _model(config: DictConfig) -> tuple[TensorData, LightningModule, dict[str, A
     subject: dict[str, Any] = {}
     if config.run:
         path = checkpoint_path(Path(config.run).expanduser(), config.checkpoint)
-        model, _, step = load_model(config.model, path)
+        model, step = load_model(config.model, path)
         if not config.moving_average:
             model.average = None
         subject = {"run": config.run, "checkpoint": path.name, "step": step}

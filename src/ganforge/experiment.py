@@ -144,7 +144,8 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> Trained:
     register_resolvers()
     config = read_record(folder)
     path = checkpoint_path(folder, checkpoint)
-    return Trained(config, *load_model(checked(config.model), path))
+    model, step = load_model(checked(config.model), path)
+    return Trained(config, model, path, step)
 
 
 def load_data(record: DictConfig) -> Any:
@@ -152,15 +153,15 @@ def load_data(record: DictConfig) -> Any:
     return instantiate(checked(record.data), _convert_="all")
 
 
-def load_model(config: DictConfig, path: Path) -> tuple[Any, Path, int]:
-    """The model of a config with a checkpoint's weights, in eval mode, that checkpoint, and its step."""
+def load_model(config: DictConfig, path: Path) -> tuple[Any, int]:
+    """The model of a config with a checkpoint's weights, in eval mode, and the checkpoint's step."""
     config.compile = False  # not worth its time for a few samples
     model = instantiate(config, _convert_="all")
     state = read_checkpoint(path)
     if "state_dict" not in state:
         raise UserError(f"{path} is no checkpoint of a run")
     model.load_state_dict(state["state_dict"])
-    return model.eval(), path, state["global_step"]
+    return model.eval(), state["global_step"]
 
 
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:

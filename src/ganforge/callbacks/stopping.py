@@ -59,9 +59,9 @@ class Stopping(Callback):
         bad_term = self._bad_term(pl_module)
         # a signal during the reduction is for the next step: the other ranks do not know of it yet
         interrupted, diverged = self.interrupted, bad_term is not None
-        if trainer.world_size > 1 and not self._looks(pl_module):
-            return
         if trainer.world_size > 1:
+            if not self._looks(pl_module):
+                return
             flags = torch.tensor([interrupted, diverged], dtype=torch.int32, device=pl_module.device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
             interrupted, diverged = flags.tolist()

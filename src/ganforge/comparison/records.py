@@ -120,12 +120,12 @@ def _status(folder: Path, record: DictConfig) -> str:
         return "damaged: no checkpoint can be read"
     checkpoint = read_checkpoint(path)
     step, steps = checkpoint["global_step"], record.trainer.max_steps
-    epochs = -1 if record.trainer.max_epochs is None else record.trainer.max_epochs
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     if state_in(checkpoint).get("verdict") == "stop":
         return f"stopped at step {step:,}: collapsed"
     if checkpoint["callbacks"].get(Pruning.__name__, {}).get("ended"):
         return f"ended by the search at step {step:,}"
+    epochs = -1 if record.trainer.max_epochs is None else record.trainer.max_epochs
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     is_done = step >= steps > -1 or checkpoint["epoch"] + progress["is_last_batch"] >= epochs > -1
     return "" if is_done else f"unfinished: step {step:,}" + (f" of {steps:,}" if steps > -1 else "")
 
