@@ -21,7 +21,7 @@ from PIL import Image
 
 from ganforge.callbacks.stopping import Stopping
 from ganforge.errors import UserError, explanation
-from ganforge.run_folder import finish_message
+from ganforge.run_folder import stop_message
 from ganforge.sampling import sample
 from ganforge.training import train
 
@@ -253,7 +253,7 @@ def test_a_signal_that_comes_while_the_ranks_agree_counts_for_the_next_step(monk
 
 
 def test_going_on_needs_the_same_overrides_again(tmp_path: Path) -> None:
-    message = finish_message(tmp_path / "a run", signal.SIGINT, 7, ["trainer.max_steps=9", "name=a b"], False)
+    message = stop_message(tmp_path / "a run", 7, ["trainer.max_steps=9", "name=a b"])
     assert message.endswith("'"), message
     assert f"resume='{tmp_path}/a run' trainer.max_steps=9 'name=a b'" in message
     assert message.startswith("Stopped after step 7.")

@@ -230,4 +230,5 @@ def test_two_devices_rewind_as_one_until_it_is_enough(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(read_json(tmp_path / "run" / "metrics.json")["health"]["rewinds"]) == 3
-    assert "was stopped at step" in done.stderr
+    assert "had collapsed again after 3 rewinds" in done.stderr
+    assert "Finished" not in done.stderr

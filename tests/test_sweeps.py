@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import pytest
 from conftest import ROOT, TINY_POINTS, run
 from omegaconf import OmegaConf
 
+from ganforge.callbacks.checkpoints import read_checkpoint
 from ganforge.errors import UserError
-from ganforge.sweeps import with_record
+from ganforge.sweeps import swept, with_record
 
 TINY = [*TINY_POINTS, "trainer.max_steps=2", "trainer.accelerator=cpu", "evaluate_every=2", "data.num_samples=64"]
 
@@ -48,9 +51,13 @@ def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_pat
     assert f"python train.py sweep={sweep.relative_to(tmp_path)}" in result.stderr
 
     finished = last(sweep / names[0]).stat().st_mtime_ns
+    records = [sweep / "sweep.yaml", *(sweep / name / ".hydra" / "config.yaml" for name in names[:2])]
+    before = [path.read_text() for path in records]
     last(sweep / names[1]).unlink()
-    again = run("train.py", f"sweep={sweep}", "data.batch_size=20,0", cwd=tmp_path)
+    again = run("train.py", f"sweep={sweep}", "data.batch_size=20,0", "callbacks.samples.count=9", cwd=tmp_path)
     assert jobs_of(sweep) == names
+    assert [path.read_text() for path in records] == before, "of what was trained, not of what is given now"
+    assert "callbacks.samples.count=9" in again.stderr.splitlines()[-1], "to be given again"
     assert "This run is finished" in again.stderr
     assert last(sweep / names[0]).stat().st_mtime_ns == finished
     assert last(sweep / names[1]).exists(), "what is missing is done"
@@ -83,33 +90,56 @@ def test_launchers(tmp_path: Path, launcher: str) -> None:
         assert "sliced_wasserstein" in json.loads((sweep / name / "metrics.json").read_text())
 
 
-def processes(word: str) -> list[str]:
-    """Command lines that hold a word, of processes that run."""
-    listed = subprocess.run(["ps", "-eww", "-o", "stat,args"], capture_output=True, text=True).stdout.splitlines()
-    return [line for line in listed if word in line and not line.startswith("Z")]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, number: int) -> None:
-    name = f"interrupted-by-{number}-{os.getpid()}"  # of no other test that runs at the same time
-    mark = f"name={name}"
-    endless = [*TINY, mark, "seed=0,1", "trainer.max_steps=1000000", "trainer.devices=2", "evaluate_every=null"]
+@contextmanager
+def endless(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
+    """A sweep that does not end, of the seeds 0, 1 and 2, in a session of its own."""
+    endless = [*TINY, "seed=0,1,2", "trainer.max_steps=1000000", "evaluate_every=null", "checkpoint_every=20"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", *endless, "checkpoint_every=20"],
-        cwd=tmp_path,
+        [sys.executable, str(ROOT / "train.py"), "-m", *endless, *options],
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
-        wait_for(lambda: list(tmp_path.glob("logs/sweeps/*/*/0-seed=0/checkpoints/previous.ckpt")))
-        assert len(processes(mark)) == 3
-        process.send_signal(number)
-        assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
-        wait_for(lambda: not processes(mark))
+        yield process
     finally:
-        subprocess.run(["pkill", "-KILL", "-f", mark])
-    assert jobs_of(the_sweep(tmp_path, name)) == ["0-seed=0"], "the others are not begun"
+        for one in processes_in(folder):
+            os.kill(one, signal.SIGKILL)
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Those that run there, whoever started them."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            if place.resolve() == folder.resolve() and "State:\tZ" not in (place.parent / "status").read_text():
+                found.append(int(place.parent.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the end of its parent")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, number: int, launcher: str) -> None:
+    options, begun = ["trainer.devices=2"], ["0-seed=0"]
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+        options, begun = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["0-seed=0", "1-seed=1"]
+    with endless(tmp_path, *options) as process:
+        wait_for(lambda: len(list(tmp_path.glob("logs/sweeps/*/*/*/checkpoints/previous.ckpt"))) == len(begun))
+        assert len(processes_in(tmp_path)) >= 3
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        wait_for(lambda: not processes_in(tmp_path))
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
+    assert "Traceback" not in errors
+    sweep = the_sweep(tmp_path)
+    assert [name for name in jobs_of(sweep) if (sweep / name / "checkpoints").exists()] == begun
+    steps = [read_checkpoint(last(sweep / name))["global_step"] for name in begun]
+    for name, step in zip(begun, steps, strict=True):
+        assert f"Stopped after step {step}." in (sweep / name / "train.log").read_text()
 
 
 def wait_for(condition: Any) -> None:
@@ -117,6 +147,15 @@ def wait_for(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_names_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GANFORGE_SWEPT", "loss,model.generator.hidden,data.root")
+    given = ["loss=hinge", "model.generator.hidden=[16,8]", "trainer=cpu", "+data.root='/a b/c,d'"]
+    assert swept(given) == "loss=hinge,hidden=16,8,root=-a-b-c,d"
+    monkeypatch.setenv("GANFORGE_SWEPT", "")
+    assert swept(["seed=1", "name=x"]) == "seed=1,name=x"
+    assert swept([]) == "job"
 
 
 SEARCH = ["hydra/sweeper=optuna", "model.generator_optimizer.lr=interval(1e-5,1e-2)"]
@@ -140,6 +179,9 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
         assert trial.value == scores["sliced_wasserstein"]["best"]["value"]
         assert trial.intermediate_values.keys() <= {2, 4}
     killed = study().ask({"model.generator_optimizer.lr": optuna.distributions.UniformDistribution(1e-5, 1e-2)})
+    begun = sweep / f"2-lr={killed.params['model.generator_optimizer.lr']}"
+    begun.mkdir()
+    (begun / "mark").touch()
     # three trials that nothing can be worse than
     for _ in range(3):
         best = optuna.trial.create_trial(
@@ -153,18 +195,25 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert trials[2].state == optuna.trial.TrialState.FAIL
     assert trials[-1].params == killed.params, "the killed trial is tried again"
     assert len(trials) == 7
+    assert jobs_of(sweep)[2:] == [f"6-{begun.name.partition('-')[2]}"], "in its folder"
+    assert (sweep / jobs_of(sweep)[2] / "mark").exists()
     assert trials[-1].intermediate_values.keys() == {2}
     assert "Ended: sliced_wasserstein is worse than that of most trials at step 2" in again.stderr
 
 
 def test_a_search_needs_something_to_search_for(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    lr = SEARCH[1]
     for wrong, message in (
-        ("hydra.sweeper.direction=maximize", "sliced_wasserstein asks for minimize"),
-        ("evaluate_every=null", "set that, and evaluate_every"),
+        ([lr, "hydra.sweeper.direction=maximize"], "sliced_wasserstein asks for minimize"),
+        ([lr, "evaluate_every=null"], "set that, and evaluate_every"),
+        (["seed=0"], "has nothing to search: give an option several values"),
     ):
-        result = run("train.py", "-m", *TINY, *SEARCH, "hydra.sweeper.n_trials=1", wrong, cwd=tmp_path)
+        result = run("train.py", "-m", *TINY, SEARCH[0], "hydra.sweeper.n_trials=1", *wrong, cwd=tmp_path)
+        assert result.returncode == 1
         assert message in result.stderr
+        assert "Traceback" not in result.stderr
+        assert ("No trial of this search came to a value" in result.stderr) == (lr in wrong)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -38,14 +39,16 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
 
         def run(config: DictConfig) -> float | None:
             sys.argv[1:] = original  # Lightning starts the other ranks with these
+            with nullcontext() if os.getpid() == process else sweeps.worker():
+                return job(config)
+
+        def job(config: DictConfig) -> float | None:
             in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
             folder = Path(HydraConfig.get().runtime.output_dir)
             status: int | None
             try:
                 if in_sweep:
                     sweeps.begin_job(folder)
-                    if os.getpid() != process:  # a launcher's
-                        sweeps.end_with_parent()
                 if in_sweep and str(config.get("trainer", {}).get("devices", 1)) != "1":
                     status = sweeps.run_in_process(script)
                 else:
@@ -85,9 +88,9 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(run)()
                     is_complete = True
                 except KeyboardInterrupt:  # while a launcher waits for its jobs
-                    sys.exit(INTERRUPTED)
+                    sys.exit(128 + sweeps.Sweep.ended_by)
                 finally:
-                    sweeps.report(script.name, is_complete)
+                    sweeps.report(script.name, is_complete, original)
 
         return main
 

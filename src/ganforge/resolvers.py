@@ -1,5 +1,6 @@
 """What `conf/` computes: the resolvers of its interpolations."""
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -12,12 +13,18 @@ def register_resolvers() -> None:
     """The resolvers that `conf/` uses."""
     OmegaConf.register_new_resolver("first", _first, replace=True)
     OmegaConf.register_new_resolver("swept", sweeps.swept, replace=True)
+    OmegaConf.register_new_resolver("record_in", _record_in, replace=True)
     OmegaConf.register_new_resolver("condition_size", _condition_size, replace=True)
 
 
 def _first(*values: Any) -> Any:
     """The first value that is given."""
     return next((value for value in values if value is not None), None)
+
+
+def _record_in(folder: str) -> str | None:
+    """The sub-folder that Hydra writes a run's config to; none where the folder holds a run, whose record stays."""
+    return None if Path(folder, "checkpoints").exists() else ".hydra"
 
 
 def _condition_size(data: Any) -> int:

@@ -144,19 +144,23 @@ def drop_after(folder: Path, step: int) -> None:
         part.replace(path)
 
 
-def finish_message(folder: Path, interrupted: int, step: int, overrides: list[str], from_images: bool) -> str:
-    """What a person wants to know when training ends; `overrides` are those that going on needs again. `from_images`:
-    whether the model makes images of images."""
+def stop_message(folder: Path, step: int, overrides: list[str]) -> str:
+    """What a person wants to know when a signal ended training; `overrides` are those that going on needs again."""
+    if is_job():  # the sweep says at its end how to go on
+        return f"Stopped after step {step}."
+    command = " ".join([f"python train.py resume={_short(folder)}", *map(shlex.quote, overrides)])
+    return f"Stopped after step {step}. Go on with:\n  {command}"
+
+
+def finish_message(outcome: str, folder: Path, step: int, from_images: bool) -> str:
+    """What a person wants to know when training ends. `from_images`: whether the model makes images of images."""
     run = _short(folder)
-    if interrupted:
-        command = " ".join([f"python train.py resume={run}", *map(shlex.quote, overrides)])
-        return f"Stopped after step {step}. Go on with:\n  {command}"
     done = [
-        f"Finished {step} steps.",
+        outcome,
         f"  run folder   {run}",
         f"  samples      {run}/samples/step-{step:08d}.png",
     ]
-    if is_job():  # the sweep says at its end what is next
+    if is_job():  # as above
         return "\n".join(done)
     draw = ["input=<image or folder>"] if from_images else ["num_samples=100 seed=1", "interpolate=true"]
     return "\n".join(

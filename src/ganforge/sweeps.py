@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import re
 import shlex
@@ -9,8 +10,8 @@ import signal
 import subprocess
 import sys
 import traceback
-import warnings
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -18,14 +19,15 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from ganforge.errors import UserError
 from ganforge.files import read_json
-from ganforge.overrides import key_of, quoted
+from ganforge.overrides import key_of, parts, quoted
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +42,26 @@ IN_PROCESS = "GANFORGE_JOB"
 
 
 class Sweep(Callback):
-    """Hydra's hook at the start of a sweep, before any of its jobs."""
+    """Hydra's hook into a sweep."""
 
     folder: Path | None = None
+    ended_by = signal.SIGINT
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         Sweep.folder = folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save({key: config.hydra.overrides[key] for key in ("task", "hydra")}, folder / RECORD)
-        if "storage" in config.hydra.sweeper:
-            settle_trials(config.hydra.sweeper)
+        if not (folder / RECORD).exists():
+            OmegaConf.save({key: config.hydra.overrides[key] for key in ("task", "hydra")}, folder / RECORD)
+        if "joblib" in config.hydra.launcher._target_:
+            _on_signals(_end_workers)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        if isinstance(job_return._return_value, Stopped):  # ends the sweep where it is looked at, and not as a failure
+            job_return._return_value = KeyboardInterrupt()
 
 
-def report(script: str, is_complete: bool) -> None:
-    """Say what became of a sweep, if there was one, and what can be done next."""
+def report(script: str, is_complete: bool, given: list[str]) -> None:
+    """Say what became of a sweep, if there was one, and what can be done next; `given` are its arguments."""
     if Sweep.folder is None:
         return
     say = partial(print, file=sys.stderr)
@@ -63,11 +71,14 @@ def report(script: str, is_complete: bool) -> None:
     typed = shlex.quote(str(Sweep.folder))
     if is_complete:
         say(f"  python compare.py runs={typed}\n  tensorboard --logdir {typed}")
-    else:
-        say(f"What is missing is done by:\n  python {script} sweep={typed}")
+    elif any(Sweep.folder.glob("*/.hydra")):  # else it may be a mistake that no job can be composed of
+        goes_on = any(key_of(argument) == "sweep" for argument in given)
+        again = [one for one in given if key_of(one) != "sweep" and (goes_on or _is_unrecorded(one))]
+        say(f"What is missing is done by:\n  python {script} sweep={typed} {shlex.join(again)}".rstrip())
 
 
 SEARCH = {
+    "_target_": "hydra_plugins.ganforge_search.Search",
     "storage": "'sqlite:///${hydra.sweep.dir}/search.db'",  # so that a killed search can go on, and trials be ended
     "study_name": "search",
     "n_jobs": "1",
@@ -89,36 +100,6 @@ def with_search(arguments: list[str]) -> list[str]:
     return [*arguments, *(f"{key}={value}" for key, value in missing.items())]
 
 
-def settle_trials(sweeper: DictConfig) -> None:
-    """Before a search: of the trials that its storage knows, leave out the finished and try again the killed ones.
-
-    hydra-optuna-sweeper would run all `n_trials` again.
-    """
-    import optuna
-
-    if sweeper.storage is None:
-        return
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=sweeper.study_name,
-        storage=sweeper.storage,
-        direction=direction_of(sweeper),
-        load_if_exists=True,
-    )
-    running = optuna.trial.TrialState.RUNNING
-    trials = study.get_trials(deepcopy=False)
-    for trial in trials:
-        if trial.state == running:
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-                study.enqueue_trial(trial.params)
-    done = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    if done:
-        log.info("The search goes on after %d of %d trials.", len(done), sweeper.n_trials)
-    with open_dict(sweeper):
-        sweeper.n_trials = max(0, sweeper.n_trials - len(done))
-
-
 def direction_of(sweeper: DictConfig) -> str:
     """minimize or maximize, which Hydra holds as an enumeration of the plugin."""
     return str(sweeper.direction).rpartition(".")[2]
@@ -135,6 +116,56 @@ def is_job() -> bool:
 def begin_job(folder: Path) -> None:
     """Forget why a job failed before."""
     (folder / ERROR).unlink(missing_ok=True)
+
+
+class Stopped(Exception):
+    """A job in a launcher's process was ended by a signal; what it had is saved."""
+
+
+_stops = False
+"""Whether this process, a launcher's, was told to begin no more jobs."""
+
+
+@contextmanager
+def worker() -> Iterator[None]:
+    """Around each job in a launcher's process: on Ctrl-C, SIGTERM and the end of its parent the job ends, raising
+    Stopped, and no other begins.
+
+    The process itself goes on, for its end would be the end of all others, before they have saved.
+    """
+    global _stops
+    if _stops:
+        raise Stopped
+    end_with_parent()
+    parent = os.getppid()
+
+    def stop(status: int) -> None:
+        global _stops
+        _stops = True
+        if os.getppid() != parent:  # nobody waits for it
+            os._exit(status)
+
+    def hear(number: int, _: Any) -> None:
+        stop(128 + number)
+
+    def interrupt(number: int, _: Any) -> None:  # outside of training, where `Stopping` hears it
+        _on_signals(hear)
+        hear(number, _)
+        raise KeyboardInterrupt
+
+    _on_signals(interrupt)
+    try:
+        yield
+    except SystemExit as error:
+        stop(int(error.code or 0))
+        raise Stopped from None
+    finally:
+        _on_signals(hear)
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def note_failure(folder: Path, error: BaseException, message: str | None) -> None:
@@ -177,6 +208,17 @@ def run_in_process(script: Path) -> int:
         return status
     reason = Path(folder, ERROR)
     raise UserError(reason.read_text() if reason.exists() else f"its process ended with status {status}")
+
+
+def _end_workers(number: int, _: Any) -> None:
+    """On a signal for a sweep by joblib: pass it on, and let joblib wait until the jobs have saved."""
+    _on_signals(signal.default_int_handler)
+    Sweep.ended_by = signal.Signals(number)
+    children = multiprocessing.active_children()
+    if not children:
+        raise KeyboardInterrupt
+    for child in children:
+        child.terminate()
 
 
 def end_with_parent() -> None:
@@ -228,6 +270,11 @@ def _check_recorded(folder: Path, overrides: dict[str, list[str]], given: set[st
             raise UserError(f"sweep={folder} was begun with {override}: give that again, if you know it is harmless")
 
 
+def _is_unrecorded(argument: str) -> bool:
+    """Whether an argument of a sweep has to be given again to go on with it."""
+    return key_of(argument).startswith(("hydra/launcher", "hydra.launcher")) or key_of(argument) in OWN
+
+
 def _steers_hydra(override: str) -> bool:
     """Whether an override is more than a value of our config, or an option of one of its groups."""
     key = key_of(override)
@@ -258,10 +305,11 @@ def swept_keys(arguments: list[str]) -> set[str]:
     return {str(override.key_or_group) for override in overrides if override.is_sweep_override()}
 
 
-def swept(overrides: str) -> str:
-    """`model=dcgan,model.loss.weight=2,trainer=cpu` -> `model=dcgan,weight=2` where model and weight are swept."""
+def swept(overrides: Iterable[str]) -> str:
+    """[model=dcgan, model.generator.hidden=[16,8], trainer=cpu] -> `model=dcgan,hidden=16,8` where the first two are
+    swept."""
     keys = os.environ.get("GANFORGE_SWEPT", "").split(",")
-    pairs = [pair.partition("=") for pair in overrides.split(",") if "=" in pair]
-    chosen = [pair for pair in pairs if pair[0].lstrip("+~") in keys] or pairs
-    name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in chosen)
-    return re.sub(r"[^\w=,.+-]+", "-", name)[:120] or "job"
+    pairs = [parts(override) for override in overrides]
+    chosen = [pair for pair in pairs if pair[0] in keys] or pairs
+    name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in chosen)
+    return re.sub(r"[^\w=,.+-]+", "-", re.sub(r"[\[\]{}()'\"]", "", name))[:120] or "job"

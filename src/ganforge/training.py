@@ -10,15 +10,15 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
-from ganforge.callbacks.health import Health, state_in, stopped_at
+from ganforge.callbacks.health import Health, collapsed_at, state_in
 from ganforge.callbacks.stopping import Diverged
 from ganforge.checks import check_scale, check_schedule
 from ganforge.devices import rank
 from ganforge.errors import UserError
 from ganforge.experiment import build
-from ganforge.run_folder import describe, drop_after, finish_message
+from ganforge.run_folder import describe, drop_after, finish_message, stop_message
 from ganforge.targets import checked
-from ganforge.trainers import callback_of
+from ganforge.trainers import callback_of, is_done
 
 log = logging.getLogger(__name__)
 
@@ -73,19 +73,25 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
         return None
     if not trainer.is_global_zero:
         return 0  # Lightning kills rank 0 when another rank ends with a status
+    step = trainer.global_step
+    if stopping.interrupted:
+        log.info(stop_message(folder, step, _given()))
+        return 128 + stopping.interrupted
+    outcome = f"Finished {step} steps."
     if health is not None and health.verdict == "stop":
-        log.warning(stopped_at(trainer.global_step))
-    log.info(finish_message(folder, stopping.interrupted, trainer.global_step, _given(), model.from_images))
-    return 128 + stopping.interrupted if stopping.interrupted else 0
+        outcome = collapsed_at(step, health.rewinds)
+    log.info(finish_message(outcome, folder, step, model.from_images))
+    return 0
 
 
 def _is_over(state: dict[str, Any], trainer: Trainer) -> str:
     """Why a run is not to be gone on with from a checkpoint, or nothing."""
     step, health = state["global_step"], callback_of(trainer, Health)
-    if -1 < trainer.max_steps <= step:
-        return f"This run is finished: its {step} steps are done. Raise trainer.max_steps to go on."
+    if is_done(state, trainer):
+        limit = "max_steps" if trainer.max_steps > -1 else "max_epochs"
+        return f"This run is finished: its {step} steps are done. Raise trainer.{limit} to go on."
     if health is not None and health.on_collapse != "warn" and state_in(state).get("verdict") == "stop":
-        return stopped_at(step)
+        return collapsed_at(step, state_in(state)["rewinds"])
     return ""
 
 

@@ -82,15 +82,18 @@ class Checkpoints(Checkpoint):
             getattr(getattr(logger, "experiment", None), "flush", lambda: None)()
         folder = Path(trainer.default_root_dir, "checkpoints")
         trainer.save_checkpoint(folder / "next.ckpt")
+        health = callback_of(trainer, Health)
+        is_proven = health is not None and health.on_collapse == "rewind" and health.is_well
         if trainer.is_global_zero:
             if (folder / "last.ckpt").exists():
                 (folder / "last.ckpt").replace(folder / "previous.ckpt")
             (folder / "next.ckpt").replace(folder / "last.ckpt")
-            health = callback_of(trainer, Health)
-            if health is not None and health.on_collapse == "rewind" and health.is_well:
+            if is_proven:
                 # a collapse begins before it shows
                 proven = next(name for name in ("previous.ckpt", "last.ckpt") if (folder / name).exists())
                 _link(folder / proven, folder / HEALTHY)
+        if health is not None:
+            health.can_rewind |= is_proven
 
     def _keep_best(self, trainer: Trainer) -> None:
         evaluation = callback_of(trainer, Evaluation)

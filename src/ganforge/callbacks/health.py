@@ -1,7 +1,7 @@
 """Noticing that a training goes wrong, and what follows from it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Health(Callback):
         """From which steps training was rewound, and to which."""
         self.verdict = ""
         """Why training was ended: stop or rewind, or nothing."""
+        self.can_rewind = False
+        """Whether there is a checkpoint to rewind to; where this option came with resuming, not before the next one."""
         self._watched: dict[str, Watched] = {}
         self._norms: dict[str, float] = {}  # of the weights, at the beginning
 
@@ -58,6 +60,8 @@ class Health(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.verdict = ""
+        # asked once and by one rank: file systems of several nodes need not agree at every moment
+        self.can_rewind = trainer.strategy.broadcast(Path(trainer.default_root_dir, "checkpoints", HEALTHY).exists())
         if not self._norms:
             self._norms = {
                 game.tag(f"weight_norm/{player}"): nn.utils.get_total_norm(network.parameters()).item()
@@ -106,13 +110,12 @@ class Health(Callback):
         if begun or over:
             self._write(trainer)
         if self.on_collapse != "warn" and any(sign.is_collapse for sign in begun):
-            self.verdict = "rewind" if self._may_rewind(trainer) else "stop"
+            self.verdict = "rewind" if self._may_rewind else "stop"
             end_here(trainer)
 
-    def _may_rewind(self, trainer: Trainer) -> bool:
-        # a run that was resumed with this option has no such checkpoint before its next one
-        is_there = Path(trainer.default_root_dir, "checkpoints", HEALTHY).exists()
-        return self.on_collapse == "rewind" and len(self.rewinds) < MAX_REWINDS and is_there
+    @property
+    def _may_rewind(self) -> bool:
+        return self.on_collapse == "rewind" and len(self.rewinds) < MAX_REWINDS and self.can_rewind
 
     def _say(self, trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
@@ -127,7 +130,7 @@ class Health(Callback):
             write_health(Path(trainer.default_root_dir, "metrics.json"), health)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Diverged) and self._may_rewind(trainer):
+        if isinstance(exception, Diverged) and self._may_rewind:
             self.verdict = "rewind"
             if trainer.is_global_zero:
                 log.warning(exception)
@@ -148,8 +151,10 @@ class Health(Callback):
         self._watched = {name: Watched.of(state) for name, state in state_dict["watched"].items()}
 
 
-def stopped_at(step: int) -> str:
-    return f"This run was stopped at step {step}, for it had collapsed. callbacks.health.on_collapse=warn goes on."
+def collapsed_at(step: int, rewinds: Sequence[Any]) -> str:
+    """What to say of a run that was stopped at a step, after these rewinds."""
+    what = f"had collapsed again after {len(rewinds)} rewinds" if rewinds else "had collapsed"
+    return f"This run was stopped at step {step}, for it {what}. callbacks.health.on_collapse=warn goes on."
 
 
 def state_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,9 +46,9 @@ class Stopping(Callback):
         self._restore()
 
     def _interrupt(self, trainer: Trainer, number: int) -> None:
-        self.interrupted = number
+        is_first, self.interrupted = not self.interrupted, number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and is_first:
             log.warning("Stopping at the end of this step. Ctrl-C again stops at once.")
 
     def _restore(self) -> None:

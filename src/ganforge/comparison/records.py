@@ -24,6 +24,7 @@ from ganforge.record import read_record
 from ganforge.run_folder import settings
 from ganforge.sweeps import ERROR
 from ganforge.targets import checked
+from ganforge.trainers import is_done
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps and values."""
@@ -119,15 +120,15 @@ def _status(folder: Path, record: DictConfig) -> str:
     except UserError:
         return "damaged: no checkpoint can be read"
     checkpoint = read_checkpoint(path)
-    step, steps = checkpoint["global_step"], record.trainer.max_steps
+    step = checkpoint["global_step"]
     if state_in(checkpoint).get("verdict") == "stop":
         return f"stopped at step {step:,}: collapsed"
     if checkpoint["callbacks"].get(Pruning.__name__, {}).get("ended"):
         return f"ended by the search at step {step:,}"
-    epochs = -1 if record.trainer.max_epochs is None else record.trainer.max_epochs
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    is_done = step >= steps > -1 or checkpoint["epoch"] + progress["is_last_batch"] >= epochs > -1
-    return "" if is_done else f"unfinished: step {step:,}" + (f" of {steps:,}" if steps > -1 else "")
+    if is_done(checkpoint, record.trainer):
+        return ""
+    steps = record.trainer.max_steps
+    return f"unfinished: step {step:,}" + (f" of {steps:,}" if steps > -1 else "")
 
 
 def _has_checkpoint(folder: Path) -> bool:
