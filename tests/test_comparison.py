@@ -216,12 +216,30 @@ def test_one_bad_run_does_not_hide_the_others(sweep: Path, tmp_path: Path, capsy
     printed, _ = compared(capsys, tmp_path / "s")
     assert "damaged: no checkpoint can be read" in printed
     assert "not finite" in printed
+    for path, content in (
+        (second / "metrics.json", "[1]"),
+        (second / "metrics.json", '{"fid": '),
+        (second / ".hydra" / "hydra.yaml", "a: [b"),
+        (second / ".hydra" / "config.yaml", ""),
+        (second / ".hydra" / "config.yaml", "a: [b"),
+    ):
+        path.write_text(content)
+        printed, page = compared(capsys, tmp_path / "s")
+        assert "damaged: its record cannot be read" in printed
+        assert "damaged: its record cannot be read" in page
+        if "hydra" not in path.parts[-1]:
+            path.write_text("{}")
 
 
 def test_a_group_has_several_seeds(tmp_path: Path) -> None:
     made_up(tmp_path / "a", seed=1)
     made_up(tmp_path / "b", seed=1)
     assert groups(read_runs(find_runs(str(tmp_path)))) == []
+    made_up(tmp_path / "c", seed=2)
+    grouped = groups(read_runs(find_runs(str(tmp_path))))
+    assert [len(group) for group in grouped] == [3]
+    seeds = next(column for column in seeds_table(grouped, []) if column.title == "seeds")
+    assert [cell.text for cell in seeds.cells] == ["1, 2"]
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ COMMANDS = {
     "loss=null": (2, "loss=null: choose one of hinge, least_squares"),
     "data.size=3": (2, r"data\.batch_size=20 is more than the 3 samples"),
     "resume=nowhere": (2, "is no run folder"),
+    "sweep=": (2, "sweep= has to name a folder"),
 }
 
 
@@ -121,6 +122,7 @@ MISTAKES = {
     "evaluate_every=-1": "evaluate_every=-1",
     "metrics=images extractor=digits trainer.max_steps=5 evaluate_every=5": "extractor=digits does not suit",
     "data.num_samples=0": "num_samples=0: data.num_samples must be at least 1",
+    "callbacks.pruning.startup_trials=-1": "startup_trials=-1: must be at least 0",
     "trainer=gpu": "gpu",
 }
 if torch.cuda.is_available():
@@ -176,7 +178,7 @@ def test_image_mistakes(tmp_path: Path, fake_mnist: Path, monkeypatch: pytest.Mo
 
 
 def test_full_errors_are_shown_on_demand(tmp_path: Path) -> None:
-    full_error = run("train.py", "resume=", *TINY, "data.batch_size=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    full_error = run("train.py", *TINY, "data.batch_size=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert "Traceback" in full_error.stderr
 
 

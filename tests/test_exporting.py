@@ -117,6 +117,7 @@ def test_calls(runs: dict[str, Path]) -> None:
     assert cgan(16).shape == (16, 1, 28, 28)
     assert torch.equal(cgan(16)[:3], cgan(20)[:3])
     assert not torch.equal(cgan(4, labels=1), cgan(4, labels=[2]))
+    assert torch.equal(cgan(4, labels=torch.tensor([1, 2])), cgan(4, labels=[1, 2]))
     assert faces(4, labels=["Smiling+Male", "none"]).shape == (4, 3, 64, 64)
     image = torch.rand(1, 3, 50, 41)
     assert torch.equal(srgan(image), load_run(runs["srgan"])[1].sample(None, image).clamp(-1, 1))

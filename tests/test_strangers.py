@@ -199,5 +199,8 @@ def test_own_packages_are_admitted_by_name(monkeypatch: pytest.MonkeyPatch) -> N
     config = OmegaConf.create({"model": {"_target_": "my_lab.networks.Generator"}})
     with pytest.raises(UserError, match="GANFORGE_TRUST=my_lab"):
         checked(config)
+    with pytest.raises(UserError, match=r"os\.system") as error:
+        checked(OmegaConf.create({"model": {"_target_": "os.system"}}))
+    assert "GANFORGE_TRUST" not in str(error.value), "nobody should follow that"
     monkeypatch.setenv("GANFORGE_TRUST", "my_lab")
     checked(config)

@@ -233,6 +233,13 @@ def test_records_that_steer_hydra_are_refused(tmp_path: Path, task: str, hydra: 
         with_record([f"sweep={tmp_path}"], tmp_path)
 
 
+def test_a_broken_record_of_a_sweep_is_named(tmp_path: Path) -> None:
+    for content in ("a: [b", "[1, 2]", ""):
+        (tmp_path / "sweep.yaml").write_text(content)
+        with pytest.raises(UserError, match=r"sweep\.yaml"):
+            with_record([f"sweep={tmp_path}"], tmp_path)
+
+
 def test_a_hostile_sweep_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(
         "task: [model._target_=os.system, seed=0]\n"

@@ -1,6 +1,9 @@
 """What sets the variants apart: conditions, levels, and images made of images."""
 
 import json
+from collections.abc import Sequence
+from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +27,7 @@ from ganforge.metrics.levels import Coarse
 from ganforge.metrics.statistics import Statistics
 from ganforge.models.tiling import in_tiles
 from ganforge.networks import lapgan, srresnet, unet
-from ganforge.networks.lapgan import laplacian_pyramid, levels_of, reconstructed
+from ganforge.networks.lapgan import gaussian_pyramid, levels_of, resized
 from ganforge.sampling import sample
 
 # Conditions ------------------------------------------------------------------------------------------------------
@@ -113,6 +116,16 @@ def test_walks_stay_where_latents_are() -> None:
 
 
 # The Laplacian pyramid ---------------------------------------------------------------------------------------------
+
+
+def laplacian_pyramid(images: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
+    """The coarsest image, and for each finer size what enlarging the coarser image misses."""
+    levels = gaussian_pyramid(images, sizes)
+    return [levels[0], *(fine - resized(coarse, fine.shape[-1]) for coarse, fine in pairwise(levels))]
+
+
+def reconstructed(pyramid: Sequence[torch.Tensor]) -> torch.Tensor:
+    return reduce(lambda image, residual: resized(image, residual.shape[-1]) + residual, pyramid)
 
 
 @pytest.mark.parametrize("sizes", [(7, 14, 28), (8, 16, 32, 64), (8, 14, 28), (5, 33)])
@@ -456,6 +469,7 @@ def test_samples_of_labels(
         (["labels=1.5"], "labels: must be numbers from 0 to 9, not 1.5"),
         (["separate=npz"], "separate=npz: must be true or false"),
         (["format=jpg"], "format=jpg: must be png or npz"),
+        (["format=npz"], "format=npz: is of separate=true"),
         (["output=x.png"], "output=x.png: must be a folder"),
     ):
         with pytest.raises(UserError) as error:

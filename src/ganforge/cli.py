@@ -111,6 +111,9 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
 
     Hydra gets a bare copy of the record: another file beside it could steer Hydra itself.
     """
+    for option in ("sweep", "resume", "run"):
+        if f"{option}=" in arguments:  # a variable of the shell that is not set
+            raise UserError(f"{option}= has to name a folder")
     arguments = [literal(argument) for argument in arguments]
     if (sweep := _folder(arguments, "sweep")) and sweeps.IN_PROCESS not in os.environ:
         arguments = sweeps.with_record(arguments, sweep)

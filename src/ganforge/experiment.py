@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint, read_checkpoint
 from ganforge.callbacks.stopping import Stopping
@@ -26,6 +27,7 @@ from ganforge.checks import (
 )
 from ganforge.data.base import TensorData
 from ganforge.devices import strategy, synchronises
+from ganforge.downloads import first_line
 from ganforge.errors import UserError
 from ganforge.files import is_intact
 from ganforge.metrics.evaluation import Evaluation
@@ -144,7 +146,10 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> Trained:
     register_resolvers()
     config = read_record(folder)
     path = checkpoint_path(folder, checkpoint)
-    model, step = load_model(checked(config.model), path)
+    try:
+        model, step = load_model(checked(config.model), path)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{folder}: its record does not hold together: {first_line(error)}") from error
     return Trained(config, model, path, step)
 
 

@@ -10,6 +10,10 @@ from ganforge.errors import UserError
 from ganforge.overrides import key_of
 
 
+class Unreadable(UserError):
+    """There is a record, but no config in it."""
+
+
 def read_record(folder: Path) -> DictConfig:
     """The recorded config of a run folder. Raises UserError where there is none, or it holds more than a config.
 
@@ -21,9 +25,9 @@ def read_record(folder: Path) -> DictConfig:
     try:
         record = OmegaConf.load(path)
     except (YAMLError, OSError, ValueError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(record, DictConfig):
-        raise UserError(f"{path} is no record of a run")
+        raise Unreadable(f"{path} cannot be read: {error}") from error
+    if not isinstance(record, DictConfig) or not record:
+        raise Unreadable(f"{path} is no record of a run")
     if {"hydra", "defaults"} & set(record):
         raise UserError(f"{path} sets `hydra` or `defaults`, which no record does: it may run code, so it is refused")
     return record

@@ -58,6 +58,8 @@ def check_request(model: GAN, config: DictConfig) -> None:
             raise UserError(f"{option}={config[option]}: must be true or false")
     if config.format not in ("png", "npz"):
         raise UserError(f"format={config.format}: must be png or npz, of separate=true")
+    if config.format == "npz" and not config.separate:
+        raise UserError("format=npz: is of separate=true, give that too")
     if Path(config.output).suffix.lower() in IMG_EXTENSIONS:
         raise UserError(f"output={config.output}: must be a folder")
     if model.from_images and not source:

@@ -24,6 +24,7 @@ from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from ganforge.errors import UserError
 from ganforge.files import read_json
@@ -246,7 +247,10 @@ def with_record(arguments: list[str], folder: Path) -> list[str]:
     record = folder / RECORD
     if not record.is_file():
         raise UserError(f"sweep={folder} is no sweep: it has no {RECORD}. Sweeps are in logs/sweeps/<name>/<time>")
-    overrides: Any = OmegaConf.to_container(OmegaConf.load(record))
+    try:
+        overrides: Any = OmegaConf.to_container(OmegaConf.load(record))
+    except (YAMLError, ValueError, OSError) as error:
+        raise UserError(f"{record} cannot be read: {error}") from error
     if not isinstance(overrides, dict) or not {"task", "hydra"} <= overrides.keys():
         raise UserError(f"{record} is no record of a sweep")
     given = {key_of(argument): argument for argument in arguments}

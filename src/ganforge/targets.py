@@ -1,6 +1,7 @@
 """What a recorded config may instantiate: classes of known kinds from known packages, never functions."""
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -23,6 +24,8 @@ from ganforge.metrics.pairs import PairMetric
 from ganforge.regularizers import Regularizer
 
 PACKAGES = ("ganforge", "torch.nn", "torch.optim", "lightning.pytorch")
+FOREIGN = {*sys.stdlib_module_names, "torch", "lightning", "hydra", "omegaconf", "numpy"}
+"""Packages that are nobody's own: what is made of them is not to be trusted by name."""
 PARTS = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, Degradation, Content, FeatureMetric, PairMetric)
 BASES = (*PARTS, LightningDataModule, Callback, Logger, Trainer)
 
@@ -43,9 +46,10 @@ def checked(config: DictConfig) -> DictConfig:
         if _within(target, trusted):
             continue
         if not _within(target, PACKAGES):
+            package = target.partition(".")[0]
+            advice = f". If it is yours, and you trust the run folder, set GANFORGE_TRUST={package} in the environment"
             raise UserError(
-                f"This run makes {target}, which is not of {', '.join(PACKAGES)}. If it is yours, and you trust the "
-                f"run folder, set GANFORGE_TRUST={target.partition('.')[0]} in the environment"
+                f"This run makes {target}, which is not of {', '.join(PACKAGES)}{'' if package in FOREIGN else advice}"
             )
         try:
             cls = get_class(target)

@@ -153,10 +153,12 @@ def latest_checkpoint(run: Path) -> Path:
     folder = run / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{run} is no run folder: it has no checkpoints. Runs are in logs/runs/<name>/<time>")
-    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
-        if path.exists() and is_intact(path):
-            return path
-        log.warning("%s is %s: taking the one before it", path, "damaged" if path.exists() else "missing")
+    last, previous = folder / "last.ckpt", folder / "previous.ckpt"
+    if is_intact(last):
+        return last
+    if is_intact(previous):
+        log.warning("%s is %s: taking the one before it", last, "damaged" if last.exists() else "missing")
+        return previous
     raise UserError(f"{folder} holds no intact checkpoint: neither last.ckpt nor previous.ckpt can be read")
 
 

@@ -25,6 +25,9 @@ class Pruning(Callback):
     """
 
     def __init__(self, startup_trials: int = 5, warmup_steps: int = 0):
+        for name, value in {"startup_trials": startup_trials, "warmup_steps": warmup_steps}.items():
+            if value < 0:
+                raise ValueError(f"{name}={value}: must be at least 0")
         self.startup_trials = startup_trials
         self.warmup_steps = warmup_steps
         self.ended = False

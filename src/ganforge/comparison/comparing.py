@@ -60,6 +60,7 @@ def differences(runs: Sequence[Run], *besides: str) -> dict[str, str]:
 
     What follows from an option that differs, such as the layers of another model, is left out unless it was asked for.
     """
+    runs = [run for run in runs if run.settings]  # the others are damaged
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in besides)
     values = {key: {json.dumps(run.settings.get(key), default=str) for run in runs} for key in keys}
     names = {key: key.removesuffix("._target_") for key in keys if len(values[key]) > 1}
@@ -144,7 +145,7 @@ def runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> list[Column]:
 
 def seeds_table(grouped: Sequence[Sequence[Run]], metrics: Sequence[str]) -> list[Column]:
     """A row for the finished runs of each group: means, and standard deviations over them."""
-    finished = [[run for run in group if not run.status] for group in grouped]
+    finished = [list({run.settings["seed"]: run for run in group if not run.status}.values()) for group in grouped]
     first = [group[0] for group in grouped]
     columns = _settings(first, differences([run for group in grouped for run in group], "seed"))
     seeds = [plain(", ".join(str(run.settings.get("seed")) for run in group)) for group in finished]

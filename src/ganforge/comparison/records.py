@@ -1,5 +1,7 @@
 """What run folders tell about their runs, read back without making anything of them."""
 
+import json
+import logging
 import re
 from collections.abc import Iterable
 from math import nan
@@ -18,13 +20,14 @@ from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
 from ganforge.callbacks.health import state_in
 from ganforge.callbacks.pruning import Pruning
 from ganforge.errors import UserError
-from ganforge.files import read_json
 from ganforge.overrides import key_of
-from ganforge.record import read_record
+from ganforge.record import Unreadable, read_record
 from ganforge.run_folder import settings
 from ganforge.sweeps import ERROR
 from ganforge.targets import checked
 from ganforge.trainers import is_done
+
+log = logging.getLogger(__name__)
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps and values."""
@@ -87,12 +90,18 @@ def _read(folder: Path, name: str) -> Run:
         _check(record, (folder / ERROR).exists())
         chosen, given, status = settings(folder), _given(folder), _status(folder, record)
         curves, seconds = _events(folder)
-        metrics = read_json(folder / "metrics.json")
+        metrics = _metrics(folder)
         return Run(folder, name, chosen, given, _scores(metrics), curves, seconds, status, _health(metrics))
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
-    except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{folder} holds no readable record of a run: {error!r}") from error
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, UserError) and not isinstance(error, Unreadable):  # it is not to be trusted
+            raise UserError(f"{folder}: {error}") from error
+        log.warning("%s holds no readable record of a run: %r", folder, error)
+        return Run(folder, name, {}, set(), {}, {}, 0.0, "damaged: its record cannot be read", "")
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    path = folder / "metrics.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _check(record: DictConfig, failed: bool) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from ganforge.export.formats import FORMATS, Network, check_installed
 from ganforge.export.interface import Bare, Input, Interface, interface_of
 from ganforge.models.drawing import Drawing
 from ganforge.models.tiling import in_tiles
+
+Labels = Sequence[Any] | Tensor | np.ndarray | int | str | None
 
 
 class TrainedGenerator(Drawing):
@@ -32,13 +35,15 @@ class TrainedGenerator(Drawing):
     def inputs(self) -> list[Input]:
         return self.interface.inputs
 
-    def __call__(self, what: int | Tensor, seed: int = 0, labels: Sequence[Any] | int | str | None = None) -> Tensor:
+    def __call__(self, what: int | Tensor, seed: int = 0, labels: Labels = None) -> Tensor:
         """Images (N, C, H, W) in [-1, 1], or points (N, 2).
 
         Of a number N: the first N samples of a seed, as `sample.py` draws them; with `labels`, such as [3, 7] or
         ["Smiling+Male"], a row of samples for each, one latent a column. Of images (N, C, h, w) in [-1, 1]: what is
         made of them. Raises UserError.
         """
+        if isinstance(labels, Tensor | np.ndarray):
+            labels = labels.tolist()
         conditions = self.interface.conditions([labels] if isinstance(labels, int | str) else labels)
         made = self._made_of(what) if self.interface.channels else self._drawn(what, seed, conditions)
         return made.clamp(-1, 1) if self.interface.output == "images" else made

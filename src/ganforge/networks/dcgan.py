@@ -5,16 +5,16 @@ from torch import Tensor, nn
 
 from ganforge.networks.layers import Layer, normalized
 
-SIZES = tuple(sorted(start * 2**halvings for start in (4, 5, 6, 7) for halvings in (2, 3, 4, 5)))
-"""Image sizes that come from a 4 to 7 pixel map by doubling: 16, 20, ... 28, 32, ... 64, ... 128, ... 224."""
+SIZES = (28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
+"""Sizes of images that come from a map of 4 to 7 pixels by doubling."""
 
 
 def coarsest(image_size: int) -> tuple[int, int]:
     """The side of the coarsest map and how often it doubles: 28 -> (7, 2), 64 -> (4, 4)."""
-    if not 28 <= image_size <= 128 or image_size not in SIZES:
-        made = ", ".join(str(size) for size in SIZES if 28 <= size <= 128)
+    if image_size not in SIZES:
         raise ValueError(
-            f"image_size={image_size}: DCGAN makes images of {made} pixels; choose one with data.image_size"
+            f"image_size={image_size}: DCGAN makes images of {', '.join(map(str, SIZES))} pixels; choose one with "
+            "data.image_size"
         )
     doublings = (image_size // 4).bit_length() - 1
     return image_size // 2**doublings, doublings

@@ -1,7 +1,6 @@
 """The Laplacian pyramid, and a generator and a discriminator for each of its levels (LAPGAN, Denton et al., 2015)."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -25,20 +24,6 @@ def gaussian_pyramid(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     for size in reversed(sizes[:-1]):
         levels.insert(0, resized(levels[0], size))
     return levels
-
-
-def laplacian_pyramid(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """The coarsest image, and for each finer size what enlarging the coarser image misses. `sizes` rise to H = W."""
-    levels = gaussian_pyramid(images, sizes)
-    return [levels[0], *(fine - resized(coarse, fine.shape[-1]) for coarse, fine in pairwise(levels))]
-
-
-def reconstructed(pyramid: Sequence[Tensor]) -> Tensor:
-    """The images of a Laplacian pyramid."""
-    image = pyramid[0]
-    for residual in pyramid[1:]:
-        image = resized(image, residual.shape[-1]) + residual
-    return image
 
 
 def levels_of(image_size: int, sizes: Sequence[int] | None = None) -> list[int]:
