@@ -69,7 +69,7 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                     raise CompactHydraException(message) from error
                 status = _complain(message)
             if status:
-                sys.exit(status)
+                raise sweeps.Ended(status)
             return sweeps.objective(folder) if in_sweep else None
 
         original, process = sys.argv[1:], os.getpid()

@@ -1,7 +1,6 @@
 """Many runs by one command: their names, their processes, their failures, and going on where they stopped."""
 
 import ctypes
-import logging
 import multiprocessing
 import os
 import re
@@ -29,8 +28,6 @@ from yaml import YAMLError
 from ganforge.errors import UserError
 from ganforge.files import read_json
 from ganforge.overrides import key_of, parts, quoted
-
-log = logging.getLogger(__name__)
 
 RECORD = "sweep.yaml"
 """In the folder of a sweep: what was asked for, which not every sweeper of Hydra writes down."""
@@ -119,6 +116,10 @@ def begin_job(folder: Path) -> None:
     (folder / ERROR).unlink(missing_ok=True)
 
 
+class Ended(SystemExit):
+    """A job has nothing more to do, nor has its process: its code is the status of that."""
+
+
 class Stopped(Exception):
     """A job in a launcher's process was ended by a signal; what it had is saved."""
 
@@ -157,7 +158,7 @@ def worker() -> Iterator[None]:
     _on_signals(interrupt)
     try:
         yield
-    except SystemExit as error:
+    except Ended as error:  # others are of the launcher: submitit ends a process so when it submits the job anew
         stop(int(error.code or 0))
         raise Stopped from None
     finally:
@@ -165,6 +166,8 @@ def worker() -> Iterator[None]:
 
 
 def _on_signals(handler: Any) -> None:
+    if current_thread() is not main_thread():  # where Python allows no handlers
+        return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
 
