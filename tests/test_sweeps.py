@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,8 +93,9 @@ def test_launchers(tmp_path: Path, launcher: str) -> None:
 
 @contextmanager
 def endless(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
-    """A sweep that does not end, of the seeds 0, 1 and 2, in a session of its own."""
-    endless = [*TINY, "seed=0,1,2", "trainer.max_steps=1000000", "evaluate_every=null", "checkpoint_every=20"]
+    """A sweep that does not end, of the seeds 0, 1 and 2 or others, in a session of its own."""
+    seeds = [] if any("seed=" in option for option in options) else ["seed=0,1,2"]
+    endless = [*TINY, *seeds, "trainer.max_steps=1000000", "evaluate_every=null", "checkpoint_every=20"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "-m", *endless, *options],
         cwd=folder,
@@ -124,13 +126,16 @@ def processes_in(folder: Path) -> list[int]:
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, number: int, launcher: str) -> None:
     options, begun = ["trainer.devices=2"], ["0-seed=0"]
-    if launcher == "joblib":
+    if launcher == "joblib":  # where a process too many has no job
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-        options, begun = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["0-seed=0", "1-seed=1"]
+        options, begun = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "seed=0,1"], ["0-seed=0", "1-seed=1"]
     with endless(tmp_path, *options) as process:
         wait_for(lambda: len(list(tmp_path.glob("logs/sweeps/*/*/*/checkpoints/previous.ckpt"))) == len(begun))
         assert len(processes_in(tmp_path)) >= 3
-        process.send_signal(number)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         wait_for(lambda: not processes_in(tmp_path))
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
@@ -154,8 +159,9 @@ def test_names_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["loss=hinge", "model.generator.hidden=[16,8]", "trainer=cpu", "+data.root='/a b/c,d'"]
     assert swept(given) == "loss=hinge,hidden=16,8,root=-a-b-c,d"
     monkeypatch.setenv("GANFORGE_SWEPT", "")
+    assert swept(["seed=1", "sweep='logs'"]) == swept(["seed=1"]) == "job"
+    monkeypatch.delenv("GANFORGE_SWEPT")
     assert swept(["seed=1", "name=x"]) == "seed=1,name=x"
-    assert swept([]) == "job"
 
 
 SEARCH = ["hydra/sweeper=optuna", "model.generator_optimizer.lr=interval(1e-5,1e-2)"]
@@ -180,25 +186,38 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
         assert trial.intermediate_values.keys() <= {2, 4}
     killed = study().ask({"model.generator_optimizer.lr": optuna.distributions.UniformDistribution(1e-5, 1e-2)})
     begun = sweep / f"2-lr={killed.params['model.generator_optimizer.lr']}"
-    begun.mkdir()
-    (begun / "mark").touch()
+    shutil.copytree(sweep / jobs_of(sweep)[0], begun)  # killed after its end, before Optuna was told
     # three trials that nothing can be worse than
     for _ in range(3):
         best = optuna.trial.create_trial(
             params=killed.params, distributions=killed.distributions, value=0.0, intermediate_values={2: 0.0, 4: 0.0}
         )
         study().add_trial(best)
-    again = run("train.py", f"sweep={sweep}", "hydra.sweeper.n_trials=6", cwd=tmp_path)
+    again = run("train.py", f"sweep={sweep}", "hydra.sweeper.n_trials=7", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "The search goes on after 5 of 6 trials" in again.stderr
+    assert "The search goes on after 5 of 7 trials" in again.stderr
     trials = study().trials
     assert trials[2].state == optuna.trial.TrialState.FAIL
-    assert trials[-1].params == killed.params, "the killed trial is tried again"
-    assert len(trials) == 7
-    assert jobs_of(sweep)[2:] == [f"6-{begun.name.partition('-')[2]}"], "in its folder"
-    assert (sweep / jobs_of(sweep)[2] / "mark").exists()
+    assert trials[6].params == killed.params, "the killed trial is tried again"
+    assert trials[6].value == first[0].value, "from where it was"
+    assert "This run is finished" in again.stderr
+    assert len(trials) == 8
+    assert jobs_of(sweep)[2] == f"6-{begun.name.partition('-')[2]}"
+    assert jobs_of(sweep)[3].startswith("7-")
     assert trials[-1].intermediate_values.keys() == {2}
     assert "Ended: sliced_wasserstein is worse than that of most trials at step 2" in again.stderr
+
+
+def test_a_search_of_a_stranger_sets_nothing_else(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    OmegaConf.save({"task": ["seed=choice(0,1)"], "hydra": ["hydra/sweeper=optuna"]}, tmp_path / "sweep.yaml")
+    study = optuna.create_study(f"sqlite:///{tmp_path}/search.db", study_name="search")
+    study.enqueue_trial({"+hydra.job.env_set.GANFORGE_TRUST": "os"})
+    result = run("train.py", f"sweep={tmp_path}", *TINY, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "A trial of this search sets +hydra.job.env_set.GANFORGE_TRUST" in result.stderr
+    assert jobs_of(tmp_path) == []
 
 
 def test_a_search_needs_something_to_search_for(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
 
         def run(config: DictConfig) -> float | None:
             sys.argv[1:] = original  # Lightning starts the other ranks with these
-            with nullcontext() if os.getpid() == process else sweeps.worker():
+            with nullcontext() if os.getpid() == process else sweeps.worker(process):
                 return job(config)
 
         def job(config: DictConfig) -> float | None:

@@ -12,10 +12,13 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import current_thread, main_thread
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
@@ -26,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from ganforge.errors import UserError
-from ganforge.files import read_json
+from ganforge.files import read_json, write_whole
 from ganforge.overrides import key_of, parts, quoted
 
 RECORD = "sweep.yaml"
@@ -39,23 +42,37 @@ IN_PROCESS = "GANFORGE_JOB"
 """In the environment of a job that has a process of its own: the folder of the job."""
 
 
+WORKERS = "GANFORGE_WORKERS"
+"""In the environment of joblib's processes: a folder where each that has had a job leaves a file with its number."""
+
+STOP = "stop"
+"""In that folder, once no more jobs are to begin."""
+
+
 class Sweep(Callback):
     """Hydra's hook into a sweep."""
 
     folder: Path | None = None
     ended_by = signal.SIGINT
+    _workers: TemporaryDirectory
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         Sweep.folder = folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / RECORD).exists():
-            OmegaConf.save({key: config.hydra.overrides[key] for key in ("task", "hydra")}, folder / RECORD)
+            asked = {key: config.hydra.overrides[key] for key in ("task", "hydra")}
+            write_whole(folder / RECORD, OmegaConf.to_yaml(asked).encode())
         if "joblib" in config.hydra.launcher._target_:
+            from joblib import effective_n_jobs
+
+            Sweep._workers = TemporaryDirectory()
+            os.environ[WORKERS] = Sweep._workers.name
+            config.hydra.launcher.n_jobs = min(effective_n_jobs(config.hydra.launcher.n_jobs), _jobs_at_once(config))
             _on_signals(_end_workers)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if isinstance(job_return._return_value, Stopped):  # ends the sweep where it is looked at, and not as a failure
-            job_return._return_value = KeyboardInterrupt()
+            job_return.return_value = KeyboardInterrupt()
 
 
 def report(script: str, is_complete: bool, given: list[str]) -> None:
@@ -64,7 +81,8 @@ def report(script: str, is_complete: bool, given: list[str]) -> None:
         return
     say = partial(print, file=sys.stderr)
     for reason in sorted(Sweep.folder.glob(f"*/{ERROR}")):
-        say(f"{reason.parent.name} failed: {reason.read_text().splitlines()[0]}")
+        why, _, _ = reason.read_text().partition("\n")
+        say(f"{reason.parent.name} failed: {why}")
     say(f"The sweep is in {Sweep.folder}")
     typed = shlex.quote(str(Sweep.folder))
     if is_complete:
@@ -121,45 +139,44 @@ class Ended(SystemExit):
 
 
 class Stopped(Exception):
-    """A job in a launcher's process was ended by a signal; what it had is saved."""
-
-
-_stops = False
-"""Whether this process, a launcher's, was told to begin no more jobs."""
+    """A job in a launcher's process was ended by a signal, with what it had saved, or not begun after one."""
 
 
 @contextmanager
-def worker() -> Iterator[None]:
+def worker(launched_by: int) -> Iterator[None]:
     """Around each job in a launcher's process: on Ctrl-C, SIGTERM and the end of its parent the job ends, raising
-    Stopped, and no other begins.
+    Stopped, and under joblib no other begins.
 
     The process itself goes on, for its end would be the end of all others, before they have saved.
     """
-    global _stops
-    if _stops:
-        raise Stopped
+    team = Path(os.environ[WORKERS]) if WORKERS in os.environ else None
     end_with_parent()
-    parent = os.getppid()
+    parent = launched_by if team else os.getppid()  # that of submitit and ray is one of theirs
 
-    def stop(status: int) -> None:
-        global _stops
-        _stops = True
-        if os.getppid() != parent:  # nobody waits for it
-            os._exit(status)
+    def stop() -> None:
+        if os.getppid() != parent:  # nobody waits for this process
+            os._exit(128 + signal.SIGTERM)
+        if team:
+            (team / STOP).touch()
 
-    def hear(number: int, _: Any) -> None:
-        stop(128 + number)
+    def hear(_: int, __: Any) -> None:
+        stop()
 
-    def interrupt(number: int, _: Any) -> None:  # outside of training, where `Stopping` hears it
+    def interrupt(_: int, __: Any) -> None:  # outside of training, where `Stopping` hears it
         _on_signals(hear)
-        hear(number, _)
+        stop()
         raise KeyboardInterrupt
 
     _on_signals(interrupt)
+    if team:
+        (team / str(os.getpid())).touch()
+        if (team / STOP).exists() or os.getppid() != parent:
+            stop()
+            raise Stopped
     try:
         yield
-    except Ended as error:  # others are of the launcher: submitit ends a process so when it submits the job anew
-        stop(int(error.code or 0))
+    except (Ended, KeyboardInterrupt):  # other exits are of the launcher: submitit submits a job anew by one
+        stop()
         raise Stopped from None
     finally:
         _on_signals(hear)
@@ -218,10 +235,12 @@ def _end_workers(number: int, _: Any) -> None:
     """On a signal for a sweep by joblib: pass it on, and let joblib wait until the jobs have saved."""
     _on_signals(signal.default_int_handler)
     Sweep.ended_by = signal.Signals(number)
-    children = multiprocessing.active_children()
-    if not children:
+    team = Path(os.environ[WORKERS])
+    (team / STOP).touch()
+    begun = [child for child in multiprocessing.active_children() if (team / str(child.pid)).exists()]
+    if not begun:
         raise KeyboardInterrupt
-    for child in children:
+    for child in begun:  # the end of one that has had no job yet would be the end of all: none waits for signals there
         child.terminate()
 
 
@@ -279,7 +298,7 @@ def _check_recorded(folder: Path, overrides: dict[str, list[str]], given: set[st
 
 def _is_unrecorded(argument: str) -> bool:
     """Whether an argument of a sweep has to be given again to go on with it."""
-    return key_of(argument).startswith(("hydra/launcher", "hydra.launcher")) or key_of(argument) in OWN
+    return key_of(argument).startswith("hydra") and not _is_search(argument)
 
 
 def _steers_hydra(override: str) -> bool:
@@ -292,8 +311,7 @@ def _steers_hydra(override: str) -> bool:
 def _is_search(override: str) -> bool:
     key = key_of(override)
     names = ("n_trials", "n_jobs", "direction", "study_name", "max_failure_rate")
-    is_option = key in [f"hydra.sweeper.{name}" for name in names] or key.startswith("hydra.sweeper.params.")
-    return (override == "hydra/sweeper=optuna" or is_option) and "_target_" not in override
+    return override == "hydra/sweeper=optuna" or key in [f"hydra.sweeper.{name}" for name in names]
 
 
 # Names -----------------------------------------------------------------------------------------------------------
@@ -301,7 +319,19 @@ def _is_search(override: str) -> bool:
 
 def remember(arguments: list[str]) -> None:
     """Note which keys are swept, also for jobs that a launcher starts elsewhere: a job sees only its own values."""
-    os.environ["GANFORGE_SWEPT"] = ",".join(key.removeprefix("hydra.sweeper.params.") for key in swept_keys(arguments))
+    os.environ["GANFORGE_SWEPT"] = ",".join(swept_keys(arguments))
+
+
+def _jobs_at_once(config: DictConfig) -> int:
+    """How many jobs a sweep has for its launcher at a time. A process too many would die of Ctrl-C, and take all others
+    with it."""
+    sweeper = config.hydra.sweeper
+    if "n_trials" in sweeper:
+        return sweeper.n_jobs
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides(list(config.hydra.overrides.task))
+    jobs = prod(len(list(each.sweep_string_iterator())) for each in overrides if each.is_discrete_sweep())
+    return min(jobs, sweeper.max_batch_size or jobs)
 
 
 def swept_keys(arguments: list[str]) -> set[str]:
@@ -315,8 +345,8 @@ def swept_keys(arguments: list[str]) -> set[str]:
 def swept(overrides: Iterable[str]) -> str:
     """[model=dcgan, model.generator.hidden=[16,8], trainer=cpu] -> `model=dcgan,hidden=16,8` where the first two are
     swept."""
-    keys = os.environ.get("GANFORGE_SWEPT", "").split(",")
+    keys = os.environ.get("GANFORGE_SWEPT")  # not on other machines of a cluster
     pairs = [parts(override) for override in overrides]
-    chosen = [pair for pair in pairs if pair[0] in keys] or pairs
+    chosen = pairs if keys is None else [pair for pair in pairs if pair[0] in keys.split(",")]
     name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in chosen)
     return re.sub(r"[^\w=,.+-]+", "-", re.sub(r"[\[\]{}()'\"]", "", name))[:120] or "job"

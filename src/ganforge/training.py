@@ -88,7 +88,7 @@ def _is_over(state: dict[str, Any], trainer: Trainer) -> str:
     """Why a run is not to be gone on with from a checkpoint, or nothing."""
     step, health = state["global_step"], callback_of(trainer, Health)
     if is_done(state, trainer):
-        limit = "max_steps" if trainer.max_steps > -1 else "max_epochs"
+        limit = "max_steps" if -1 < trainer.max_steps <= step else "max_epochs"
         return f"This run is finished: its {step} steps are done. Raise trainer.{limit} to go on."
     if health is not None and health.on_collapse != "warn" and state_in(state).get("verdict") == "stop":
         return collapsed_at(step, state_in(state)["rewinds"])

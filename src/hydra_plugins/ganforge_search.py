@@ -20,17 +20,18 @@ with suppress(ImportError):  # then there is no search
         """
 
         def sweep(self, arguments: list[str]) -> None:
-            from ganforge.sweeps import key_of, swept_keys
+            from ganforge.overrides import key_of
+            from ganforge.sweeps import swept_keys
 
             search = self.sweeper
-            configured = search.params or search.search_space or search.custom_search_space_extender
-            if not configured and not swept_keys(arguments):
+            keys = swept_keys(arguments) | set(search.search_space or {})
+            if not keys and not search.custom_search_space_extender:
                 raise CompactHydraException(
                     "hydra/sweeper=optuna has nothing to search: give an option several values, such as "
                     '"model.generator_optimizer.lr=interval(1e-5,1e-2)" or "loss=choice(hinge,minimax)"'
                 )
             if search.storage is not None and any(key_of(argument) == "sweep" for argument in arguments):
-                self._settle()
+                self._settle(keys)
             try:
                 super().sweep(arguments)
             except ValueError as error:
@@ -38,10 +39,12 @@ with suppress(ImportError):  # then there is no search
                     raise
                 raise CompactHydraException("No trial of this search came to a value") from error
 
-        def _settle(self) -> None:
+        def _settle(self, keys: set[str]) -> None:
             import optuna
 
             state, search = optuna.trial.TrialState, self.sweeper
+            if getattr(search.sampler, "func", None) is optuna.samplers.GridSampler:
+                raise CompactHydraException("hydra/sweeper/sampler=grid cannot go on: a sweep of the same values can")
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             study = optuna.create_study(
                 study_name=search.study_name,
@@ -50,12 +53,15 @@ with suppress(ImportError):  # then there is no search
                 load_if_exists=True,
             )
             trials = study.get_trials(deepcopy=False)
+            for trial in trials:  # of a storage that a stranger may have written: each becomes an override
+                if extra := {*trial.params, *trial.system_attrs.get("fixed_params", {})} - keys:
+                    raise CompactHydraException(f"A trial of this search sets {extra.pop()}, which is not searched")
             search.job_idx = sum(trial.state != state.WAITING for trial in trials)  # jobs are numbered as trials
             for trial in trials:
                 if trial.state == state.RUNNING:
-                    study.tell(trial.number, state=state.FAIL)
                     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
                         study.enqueue_trial(trial.params)
+                    study.tell(trial.number, state=state.FAIL)
                     again = study.get_trials(deepcopy=False)[-1].number
                     for folder in Path(search.sweep_dir).glob(f"{trial.number}-*"):
                         folder.rename(folder.with_name(folder.name.replace(str(trial.number), str(again), 1)))

@@ -145,7 +145,7 @@ def runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> list[Column]:
 
 def seeds_table(grouped: Sequence[Sequence[Run]], metrics: Sequence[str]) -> list[Column]:
     """A row for the finished runs of each group: means, and standard deviations over them."""
-    finished = [list({run.settings["seed"]: run for run in group if not run.status}.values()) for group in grouped]
+    finished = [list({run.settings.get("seed"): run for run in group if not run.status}.values()) for group in grouped]
     first = [group[0] for group in grouped]
     columns = _settings(first, differences([run for group in grouped for run in group], "seed"))
     seeds = [plain(", ".join(str(run.settings.get("seed")) for run in group)) for group in finished]

@@ -92,7 +92,7 @@ def _read(folder: Path, name: str) -> Run:
         curves, seconds = _events(folder)
         metrics = _metrics(folder)
         return Run(folder, name, chosen, given, _scores(metrics), curves, seconds, status, _health(metrics))
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         if isinstance(error, UserError) and not isinstance(error, Unreadable):  # it is not to be trusted
             raise UserError(f"{folder}: {error}") from error
         log.warning("%s holds no readable record of a run: %r", folder, error)
