@@ -10,15 +10,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY_POINTS, run
+from conftest import QUICK, ROOT, TINY_POINTS, composed, recorded, run
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from ganforge.callbacks.checkpoints import read_checkpoint
 from ganforge.errors import UserError
-from ganforge.sweeps import swept, with_record
+from ganforge.sweeps import gone_on_with, swept, with_record
+from ganforge.training import train
 
 TINY = [*TINY_POINTS, "trainer.max_steps=2", "trainer.accelerator=cpu", "evaluate_every=2", "data.num_samples=64"]
 
@@ -62,9 +65,24 @@ def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_pat
     assert "This run is finished" in again.stderr
     assert last(sweep / names[0]).stat().st_mtime_ns == finished
     assert last(sweep / names[1]).exists(), "what is missing is done"
-    other = run("train.py", f"sweep={sweep}", "loss=hinge,wasserstein", cwd=tmp_path)
-    assert other.returncode == 2
-    assert "has other values of it" in other.stderr
+    arguments = [f"sweep={sweep}", "loss=hinge,wasserstein"]
+    for given, message in ((arguments, "has other values of it"), ([arguments[0], "schedule=cosine"], "has settled")):
+        with pytest.raises(UserError, match=message):
+            with_record(given, sweep, ROOT / "conf")
+
+
+def test_a_begun_job_goes_on_from_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = recorded(tmp_path / "job", *TINY, "loss=hinge", "model.generator_optimizer.lr=0.5")
+    OmegaConf.save([*TINY, "loss=hinge"], job / ".hydra" / "overrides.yaml")
+    task = [*TINY, "loss=hinge", f"sweep='{tmp_path}'", "trainer.max_steps=9"]
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(overrides=SimpleNamespace(task=task)))
+    config = gone_on_with(job)
+    assert (config.trainer.max_steps, config.sweep) == (9, str(tmp_path))
+    assert config.model.generator_optimizer.lr == 0.5, "as it began, though the command does not say so"
+    assert config.loss._target_.endswith("Hinge")
+    shutil.rmtree(job / "checkpoints")
+    (job / "checkpoints").mkdir()  # killed before its first checkpoint
+    assert train(composed(*QUICK, *TINY, f"sweep='{tmp_path}'"), job) == 0
 
 
 def test_jobs_of_two_processes(tmp_path: Path) -> None:
@@ -214,7 +232,7 @@ def test_a_search_of_a_stranger_sets_nothing_else(tmp_path: Path) -> None:
     OmegaConf.save({"task": ["seed=choice(0,1)"], "hydra": ["hydra/sweeper=optuna"]}, tmp_path / "sweep.yaml")
     study = optuna.create_study(f"sqlite:///{tmp_path}/search.db", study_name="search")
     study.enqueue_trial({"+hydra.job.env_set.GANFORGE_TRUST": "os"})
-    result = run("train.py", f"sweep={tmp_path}", *TINY, cwd=tmp_path)
+    result = run("train.py", f"sweep={tmp_path}", cwd=tmp_path)
     assert result.returncode == 1
     assert "A trial of this search sets +hydra.job.env_set.GANFORGE_TRUST" in result.stderr
     assert jobs_of(tmp_path) == []
@@ -249,14 +267,14 @@ def test_a_search_needs_something_to_search_for(tmp_path: Path) -> None:
 def test_records_that_steer_hydra_are_refused(tmp_path: Path, task: str, hydra: str, message: str) -> None:
     OmegaConf.save({"task": [task], "hydra": [hydra] if hydra else []}, tmp_path / "sweep.yaml")
     with pytest.raises(UserError, match=message):
-        with_record([f"sweep={tmp_path}"], tmp_path)
+        with_record([f"sweep={tmp_path}"], tmp_path, ROOT / "conf")
 
 
 def test_a_broken_record_of_a_sweep_is_named(tmp_path: Path) -> None:
     for content in ("a: [b", "[1, 2]", ""):
         (tmp_path / "sweep.yaml").write_text(content)
         with pytest.raises(UserError, match=r"sweep\.yaml"):
-            with_record([f"sweep={tmp_path}"], tmp_path)
+            with_record([f"sweep={tmp_path}"], tmp_path, ROOT / "conf")
 
 
 def test_a_hostile_sweep_is_refused(tmp_path: Path) -> None:

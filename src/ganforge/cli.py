@@ -116,9 +116,11 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
             raise UserError(f"{option}= has to name a folder")
     arguments = [literal(argument) for argument in arguments]
     if (sweep := _folder(arguments, "sweep")) and sweeps.IN_PROCESS not in os.environ:
-        arguments = sweeps.with_record(arguments, sweep)
+        arguments = sweeps.with_record(arguments, sweep, conf)
     arguments = sweeps.with_search(arguments)
     sweeps.remember(arguments)
+    if "name" in sweeps.swept_keys(arguments):
+        raise UserError("name= is the name of the whole sweep: its jobs are named by what differs")
     for key, value in map(parts, arguments):
         if value == "null" and (conf / key).is_dir():
             options = ", ".join(sorted(path.stem for path in (conf / key).glob("*.yaml")))

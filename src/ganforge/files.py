@@ -28,6 +28,11 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run folder has one to go on from, intact or not."""
+    return any((run / "checkpoints" / name).exists() for name in ("last.ckpt", "previous.ckpt"))
+
+
 def is_intact(path: Path) -> bool:
     """Whether every record of what torch saved has the CRC-32 that torch wrote with it."""
     try:

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from ganforge import sweeps
 from ganforge.errors import UserError
+from ganforge.files import has_checkpoint
 
 
 def register_resolvers() -> None:
@@ -24,7 +25,7 @@ def _first(*values: Any) -> Any:
 
 def _record_in(folder: str) -> str | None:
     """The sub-folder that Hydra writes a run's config to; none where the folder holds a run, whose record stays."""
-    return None if Path(folder, "checkpoints").exists() else ".hydra"
+    return None if has_checkpoint(Path(folder)) else ".hydra"
 
 
 def _condition_size(data: Any) -> int:

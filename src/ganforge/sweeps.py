@@ -31,6 +31,7 @@ from yaml import YAMLError
 from ganforge.errors import UserError
 from ganforge.files import read_json, write_whole
 from ganforge.overrides import key_of, parts, quoted
+from ganforge.record import read_record
 
 RECORD = "sweep.yaml"
 """In the folder of a sweep: what was asked for, which not every sweeper of Hydra writes down."""
@@ -39,7 +40,7 @@ ERROR = "error.txt"
 """In the folder of a job that failed: why."""
 
 IN_PROCESS = "GANFORGE_JOB"
-"""In the environment of a job that has a process of its own: the folder of the job."""
+"""In the environment of a job that has a process of its own: the number of the process that started it."""
 
 
 WORKERS = "GANFORGE_WORKERS"
@@ -103,8 +104,9 @@ SEARCH = {
 """Options of hydra/sweeper=optuna that are not its own defaults; Hydra allows no file of that name in `conf/`."""
 
 
-OWN = ("hydra.sweeper.storage", "hydra/sweeper/sampler")
-"""Choices of a search that are not taken from a record: some storages and samplers unpickle what they read."""
+OWN = ("hydra.sweeper.storage", "hydra/sweeper/sampler", "hydra.sweep.subdir")
+"""Choices that are not taken from a record: some storages and samplers unpickle what they read, and folders may lie
+anywhere."""
 
 
 def with_search(arguments: list[str]) -> list[str]:
@@ -207,7 +209,7 @@ def run_in_process(script: Path) -> int:
     folder = job.runtime.output_dir
     places = [f"hydra.run.dir={quoted(folder)}", f"hydra.sweep.dir={quoted(job.sweep.dir)}", "hydra.output_subdir=null"]
     command = [sys.executable, str(script), *job.overrides.task, *hydra, *places]
-    process = subprocess.Popen(command, env={**os.environ, IN_PROCESS: folder}, start_new_session=True)
+    process = subprocess.Popen(command, env={**os.environ, IN_PROCESS: str(os.getpid())}, start_new_session=True)
     received = []
 
     def pass_on(number: int, _: Any) -> None:
@@ -249,6 +251,8 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if IN_PROCESS in os.environ and "LOCAL_RANK" not in os.environ and os.environ[IN_PROCESS] != str(os.getppid()):
+        sys.exit(128 + signal.SIGTERM)  # it has died already
 
 
 def objective(folder: Path) -> float | None:
@@ -260,7 +264,7 @@ def objective(folder: Path) -> float | None:
 # Going on with a sweep -------------------------------------------------------------------------------------------
 
 
-def with_record(arguments: list[str], folder: Path) -> list[str]:
+def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
     """The arguments of a sweep that was begun in a folder: as recorded there, and what is given now on top.
 
     Of what was told to Hydra itself only a search's harmless options are taken. The others could run code of whoever
@@ -281,8 +285,25 @@ def with_record(arguments: list[str], folder: Path) -> list[str]:
     for key in swept_keys(recorded) & given.keys():
         if given[key] not in recorded:
             raise UserError(f"{given[key]}: sweep={folder} has other values of it. More of them are a new sweep")
+    for key in given:
+        if (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
+            raise UserError(
+                f"{given[key]}: sweep={folder} has settled that. Set single values, such as {key}.<key>=..."
+            )
     merged = {key_of(argument): argument for argument in [*recorded, *arguments]}  # in the order of before
     return ["-m", *merged.values()]
+
+
+def gone_on_with(folder: Path) -> DictConfig:
+    """The config of a job that was begun: its record, and on top the values that are given only now."""
+    config, overrides = read_record(folder), HydraConfig.get().overrides.task
+    path = folder / ".hydra" / "overrides.yaml"
+    before = set(OmegaConf.load(path)) if path.is_file() else set()
+    for override in OverridesParser.create().parse_overrides([each for each in overrides if each not in before]):
+        if override.is_delete():
+            raise UserError(f"{override.input_line}: a job that was begun keeps its parts. Leave that out")
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+    return config
 
 
 def _check_recorded(folder: Path, overrides: dict[str, list[str]], given: set[str]) -> None:
@@ -298,7 +319,7 @@ def _check_recorded(folder: Path, overrides: dict[str, list[str]], given: set[st
 
 def _is_unrecorded(argument: str) -> bool:
     """Whether an argument of a sweep has to be given again to go on with it."""
-    return key_of(argument).startswith("hydra") and not _is_search(argument)
+    return argument.startswith("--config") or (key_of(argument).startswith("hydra") and not _is_search(argument))
 
 
 def _steers_hydra(override: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
+from ganforge import sweeps
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
 from ganforge.callbacks.health import Health, collapsed_at, state_in
 from ganforge.callbacks.stopping import Diverged
@@ -16,6 +17,7 @@ from ganforge.checks import check_scale, check_schedule
 from ganforge.devices import rank
 from ganforge.errors import UserError
 from ganforge.experiment import build
+from ganforge.files import has_checkpoint
 from ganforge.run_folder import describe, drop_after, finish_message, stop_message
 from ganforge.targets import checked
 from ganforge.trainers import callback_of, is_done
@@ -25,10 +27,11 @@ log = logging.getLogger(__name__)
 
 def train(config: DictConfig, folder: Path) -> int:
     """Train, or go on with, the run in a folder. Returns the exit status: 0, or 128 + the signal that ended it."""
-    checkpoint = None
+    checkpoint, is_there = None, has_checkpoint(folder)
+    if is_there and config.get("sweep"):
+        config = sweeps.gone_on_with(folder)
     if config.resume or config.get("sweep"):  # of somebody's record; else it is what was typed
         config = checked(config)
-    is_there = (folder / "checkpoints").exists()
     if config.resume or (is_there and (config.get("sweep") or _is_requeued())):
         checkpoint = latest_checkpoint(folder)
         check_schedule(config, folder)

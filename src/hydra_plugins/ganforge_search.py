@@ -46,12 +46,16 @@ with suppress(ImportError):  # then there is no search
             if getattr(search.sampler, "func", None) is optuna.samplers.GridSampler:
                 raise CompactHydraException("hydra/sweeper/sampler=grid cannot go on: a sweep of the same values can")
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            study = optuna.create_study(
-                study_name=search.study_name,
-                storage=search.storage,
-                directions=search._get_directions(),
-                load_if_exists=True,
-            )
+            try:
+                study = optuna.create_study(
+                    study_name=search.study_name,
+                    storage=search.storage,
+                    directions=search._get_directions(),
+                    load_if_exists=True,
+                )
+            except ValueError as error:
+                raise CompactHydraException("hydra.sweeper.direction: begin a new search to change it") from error
+            search.sampler.reseed_rng()  # or one with a seed would try the same values again
             trials = study.get_trials(deepcopy=False)
             for trial in trials:  # of a storage that a stranger may have written: each becomes an override
                 if extra := {*trial.params, *trial.system_attrs.get("fixed_params", {})} - keys:

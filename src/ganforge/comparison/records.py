@@ -20,6 +20,7 @@ from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
 from ganforge.callbacks.health import state_in
 from ganforge.callbacks.pruning import Pruning
 from ganforge.errors import UserError
+from ganforge.files import has_checkpoint
 from ganforge.overrides import key_of
 from ganforge.record import Unreadable, read_record
 from ganforge.run_folder import settings
@@ -57,7 +58,7 @@ class Run(NamedTuple):
 
     @property
     def has_checkpoint(self) -> bool:
-        return _has_checkpoint(self.folder)
+        return has_checkpoint(self.folder)
 
 
 def find_runs(runs: str | Iterable[str]) -> list[Path]:
@@ -122,7 +123,7 @@ def _status(folder: Path, record: DictConfig) -> str:
     error = folder / ERROR
     if error.is_file():
         return "failed: " + error.read_text(errors="replace").strip().partition("\n")[0]
-    if not _has_checkpoint(folder):
+    if not has_checkpoint(folder):
         return "" if (folder / "metrics.json").exists() else "not begun"
     try:
         path = latest_checkpoint(folder)
@@ -138,10 +139,6 @@ def _status(folder: Path, record: DictConfig) -> str:
         return ""
     steps = record.trainer.max_steps
     return f"unfinished: step {step:,}" + (f" of {steps:,}" if steps > -1 else "")
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints" / name).exists() for name in ("last.ckpt", "previous.ckpt"))
 
 
 def _scores(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
