@@ -13,7 +13,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ganforge import sweeps
+from ganforge import jobs, sweeps
 from ganforge.errors import UserError, explanation
 from ganforge.overrides import key_of, literal, parts, quoted, unquoted
 from ganforge.record import parts_of, read_record
@@ -39,7 +39,7 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
 
         def run(config: DictConfig) -> float | None:
             sys.argv[1:] = original  # Lightning starts the other ranks with these
-            with nullcontext() if os.getpid() == process else sweeps.worker(process):
+            with nullcontext() if os.getpid() == process else jobs.worker(process):
                 return job(config)
 
         def job(config: DictConfig) -> float | None:
@@ -48,9 +48,9 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
             status: int | None
             try:
                 if in_sweep:
-                    sweeps.begin_job(folder)
+                    jobs.begin_job(folder)
                 if in_sweep and str(config.get("trainer", {}).get("devices", 1)) != "1":
-                    status = sweeps.run_in_process(script)
+                    status = jobs.run_in_process(script)
                 else:
                     status = task(config)
             except KeyboardInterrupt:
@@ -61,23 +61,23 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 status = INTERRUPTED
             except Exception as error:
                 message = explanation(error)
-                if sweeps.is_job():
-                    sweeps.note_failure(folder, error, message)
+                if jobs.is_job():
+                    jobs.note_failure(folder, error, message)
                 if message is None or os.environ.get("HYDRA_FULL_ERROR"):
                     raise
                 if in_sweep:
                     raise CompactHydraException(message) from error
                 status = _complain(message)
             if status:
-                raise sweeps.Ended(status)
-            return sweeps.objective(folder) if in_sweep else None
+                raise jobs.Ended(status)
+            return jobs.objective(folder) if in_sweep else None
 
         original, process = sys.argv[1:], os.getpid()
 
         def main() -> None:
             register_resolvers()
-            if {sweeps.IN_PROCESS, "LOCAL_RANK"} & set(os.environ):  # a job of a sweep, or a rank
-                sweeps.end_with_parent()
+            if {jobs.IN_PROCESS, "LOCAL_RANK"} & set(os.environ):  # a job of a sweep, or a rank
+                jobs.end_with_parent()
             with tempfile.TemporaryDirectory() as scratch:
                 try:
                     sys.argv[1:] = _resolved_arguments(original, conf, config_name, Path(scratch))
@@ -88,7 +88,7 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(run)()
                     is_complete = True
                 except KeyboardInterrupt:  # while a launcher waits for its jobs
-                    sys.exit(128 + sweeps.Sweep.ended_by)
+                    sys.exit(128 + jobs.ended_by)
                 finally:
                     sweeps.report(script.name, is_complete, original)
 
@@ -115,7 +115,7 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
         if f"{option}=" in arguments:  # a variable of the shell that is not set
             raise UserError(f"{option}= has to name a folder")
     arguments = [literal(argument) for argument in arguments]
-    if (sweep := _folder(arguments, "sweep")) and sweeps.IN_PROCESS not in os.environ:
+    if (sweep := _folder(arguments, "sweep")) and jobs.IN_PROCESS not in os.environ:
         arguments = sweeps.with_record(arguments, sweep, conf)
     arguments = sweeps.with_search(arguments)
     sweeps.remember(arguments)

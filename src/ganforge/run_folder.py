@@ -14,8 +14,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from ganforge.jobs import is_job
 from ganforge.models.gan import Game
-from ganforge.sweeps import is_job
 
 PACKAGES = ("ganforge", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
 

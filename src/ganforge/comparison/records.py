@@ -21,10 +21,10 @@ from ganforge.callbacks.health import state_in
 from ganforge.callbacks.pruning import Pruning
 from ganforge.errors import UserError
 from ganforge.files import has_checkpoint
+from ganforge.jobs import ERROR
 from ganforge.overrides import key_of
 from ganforge.record import Unreadable, read_record
 from ganforge.run_folder import settings
-from ganforge.sweeps import ERROR
 from ganforge.targets import checked
 from ganforge.trainers import is_done
 
