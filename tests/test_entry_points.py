@@ -254,6 +254,18 @@ def test_a_signal_that_comes_while_the_ranks_agree_counts_for_the_next_step(monk
     signal.signal(signal.SIGINT, before)
 
 
+def test_a_signal_in_the_middle_of_a_line_stops_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, stopping = signal.getsignal(signal.SIGINT), Stopping()
+
+    def warning(*_: Any) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    monkeypatch.setattr("ganforge.callbacks.stopping.log.warning", warning)
+    stopping._interrupt(SimpleNamespace(is_global_zero=True), signal.SIGTERM)
+    assert stopping.interrupted == signal.SIGTERM
+    signal.signal(signal.SIGINT, before)
+
+
 def test_going_on_needs_the_same_overrides_again(tmp_path: Path) -> None:
     message = stop_message(tmp_path / "a run", 7, ["trainer.max_steps=9", "name=a b"])
     assert message.endswith("'"), message

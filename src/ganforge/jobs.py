@@ -69,9 +69,12 @@ def worker(launched_by: int) -> Iterator[None]:
     end_with_parent()
     parent = launched_by if team else os.getppid()  # that of submitit and ray is one of theirs
 
-    def stop() -> None:
-        if os.getppid() != parent:  # nobody waits for this process
+    def leave_if_orphaned() -> None:
+        if os.getppid() != parent:
             os._exit(128 + signal.SIGTERM)
+
+    def stop() -> None:
+        leave_if_orphaned()
         if team:
             (team / STOP).touch()
 
@@ -86,8 +89,8 @@ def worker(launched_by: int) -> Iterator[None]:
     _on_signals(interrupt)
     if team:
         (team / str(os.getpid())).touch()
-        if (team / STOP).exists() or os.getppid() != parent:
-            stop()
+        leave_if_orphaned()
+        if (team / STOP).exists():
             raise Stopped
     try:
         yield
@@ -96,6 +99,7 @@ def worker(launched_by: int) -> Iterator[None]:
         raise Stopped from None
     finally:
         _on_signals(hear)
+        leave_if_orphaned()
 
 
 def _on_signals(handler: Any) -> None:

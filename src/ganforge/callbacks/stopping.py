@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from contextlib import suppress
 from math import isfinite
 from typing import Any
 
@@ -49,7 +50,8 @@ class Stopping(Callback):
         is_first, self.interrupted = not self.interrupted, number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if trainer.is_global_zero and is_first:
-            log.warning("Stopping at the end of this step. Ctrl-C again stops at once.")
+            with suppress(RuntimeError):  # the signal came while another line was written, which Python forbids
+                log.warning("Stopping at the end of this step. Ctrl-C again stops at once.")
 
     def _restore(self) -> None:
         while self._handlers:
