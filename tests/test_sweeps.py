@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from ganforge.callbacks.checkpoints import read_checkpoint
 from ganforge.errors import UserError
-from ganforge.sweeps import gone_on_with, swept, with_record
+from ganforge.sweeps import gone_on_with, remember, swept, with_record
 from ganforge.training import train
 
 TINY = [*TINY_POINTS, "trainer.max_steps=2", "trainer.accelerator=cpu", "evaluate_every=2", "data.num_samples=64"]
@@ -113,9 +113,9 @@ def test_launchers(tmp_path: Path, launcher: str) -> None:
 def endless(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
     """A sweep that does not end, of the seeds 0, 1 and 2 or others, in a session of its own."""
     seeds = [] if any("seed=" in option for option in options) else ["seed=0,1,2"]
-    endless = [*TINY, *seeds, "trainer.max_steps=1000000", "evaluate_every=null", "checkpoint_every=20"]
+    given = [*TINY, *seeds, "trainer.max_steps=1000000", "evaluate_every=null", "checkpoint_every=20"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", *endless, *options],
+        [sys.executable, str(ROOT / "train.py"), "-m", *given, *options],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
@@ -178,6 +178,9 @@ def test_names_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert swept(given) == "loss=hinge,hidden=16,8,root=-a-b-c,d"
     monkeypatch.setenv("GANFORGE_SWEPT", "")
     assert swept(["seed=1", "sweep='logs'"]) == swept(["seed=1"]) == "job"
+    remember(["optimizer@model.generator_optimizer=adam,sgd", "+data.extra=1,2", "trainer=cpu"])
+    given = ["optimizer@model.generator_optimizer=adam", "+data.extra=1", "trainer=cpu"]
+    assert swept(given) == "generator_optimizer=adam,extra=1"
     monkeypatch.delenv("GANFORGE_SWEPT")
     assert swept(["seed=1", "name=x"]) == "seed=1,name=x"
 

@@ -102,11 +102,11 @@ def worker(launched_by: int) -> Iterator[None]:
         leave_if_orphaned()
 
 
-def _on_signals(handler: Any) -> None:
-    if current_thread() is not main_thread():  # where Python allows no handlers
-        return
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+def _on_signals(handler: Any) -> dict[int, Any]:
+    """Returns the handlers of before. Does nothing outside of the main thread, where Python allows no handlers."""
+    if current_thread() is not main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def note_failure(folder: Path, error: BaseException, message: str | None) -> None:
@@ -134,8 +134,7 @@ def run_in_process(script: Path) -> int:
         received.append(number)
         process.send_signal(number)
 
-    signals = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
-    before = {number: signal.signal(number, pass_on) for number in signals}
+    before = _on_signals(pass_on)
     try:
         status = process.wait()
     finally:

@@ -33,6 +33,12 @@ def read_record(folder: Path) -> DictConfig:
     return record
 
 
+def read_overrides(folder: Path) -> list[str]:
+    """What the command of a run folder set, beside its record."""
+    path = folder / ".hydra" / "overrides.yaml"
+    return [str(override) for override in OmegaConf.load(path)] if path.is_file() else []
+
+
 def parts_of(record: DictConfig, arguments: list[str]) -> list[str]:
     """What evaluate.py takes from a run's record: the seed and the parts, but those that are given anew."""
     given = {"callbacks", "logger", "trainer", *map(key_of, arguments)}

@@ -23,7 +23,7 @@ from ganforge.errors import UserError
 from ganforge.files import write_whole
 from ganforge.jobs import ERROR, Stopped, lead_workers
 from ganforge.overrides import key_of, parts
-from ganforge.record import read_record
+from ganforge.record import read_overrides, read_record
 
 RECORD = "sweep.yaml"
 """In the folder of a sweep: what was asked for, which not every sweeper of Hydra writes down."""
@@ -134,8 +134,7 @@ def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
 def gone_on_with(folder: Path) -> DictConfig:
     """The config of a job that was begun: its record, and on top the values that are given only now."""
     config, overrides = read_record(folder), HydraConfig.get().overrides.task
-    path = folder / ".hydra" / "overrides.yaml"
-    before = set(OmegaConf.load(path)) if path.is_file() else set()
+    before = read_overrides(folder)
     for override in OverridesParser.create().parse_overrides([each for each in overrides if each not in before]):
         if override.is_delete():
             raise UserError(f"{override.input_line}: a job that was begun keeps its parts. Leave that out")
@@ -197,7 +196,7 @@ def swept_keys(arguments: list[str]) -> set[str]:
         overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] != "-"])
     except CompactHydraException:
         return set()  # Hydra reports it better
-    return {str(override.key_or_group) for override in overrides if override.is_sweep_override()}
+    return {key_of(override.get_key_element()) for override in overrides if override.is_sweep_override()}
 
 
 def swept(overrides: Iterable[str]) -> str:

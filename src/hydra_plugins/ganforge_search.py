@@ -7,6 +7,8 @@ from pathlib import Path
 
 from hydra.errors import CompactHydraException
 
+from ganforge.overrides import key_of
+
 log = logging.getLogger(__name__)
 
 with suppress(ImportError):  # then there is no search
@@ -20,11 +22,10 @@ with suppress(ImportError):  # then there is no search
         """
 
         def sweep(self, arguments: list[str]) -> None:
-            from ganforge.overrides import key_of
             from ganforge.sweeps import swept_keys
 
             search = self.sweeper
-            keys = swept_keys(arguments) | set(search.search_space or {})
+            keys = swept_keys(arguments) | set(search.search_space or {}) | set(search.params or {})
             if not keys and not search.custom_search_space_extender:
                 raise CompactHydraException(
                     "hydra/sweeper=optuna has nothing to search: give an option several values, such as "
@@ -58,8 +59,9 @@ with suppress(ImportError):  # then there is no search
             search.sampler.reseed_rng()  # or one with a seed would try the same values again
             trials = study.get_trials(deepcopy=False)
             for trial in trials:  # of a storage that a stranger may have written: each becomes an override
-                if extra := {*trial.params, *trial.system_attrs.get("fixed_params", {})} - keys:
-                    raise CompactHydraException(f"A trial of this search sets {extra.pop()}, which is not searched")
+                for name in (*trial.params, *trial.system_attrs.get("fixed_params", ())):
+                    if key_of(name) not in keys:
+                        raise CompactHydraException(f"A trial of this search sets {name}, which is not searched")
             search.job_idx = sum(trial.state != state.WAITING for trial in trials)  # jobs are numbered as trials
             for trial in trials:
                 if trial.state == state.RUNNING:

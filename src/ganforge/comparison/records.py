@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from yaml import YAMLError
@@ -23,7 +23,7 @@ from ganforge.errors import UserError
 from ganforge.files import has_checkpoint
 from ganforge.jobs import ERROR
 from ganforge.overrides import key_of
-from ganforge.record import Unreadable, read_record
+from ganforge.record import Unreadable, read_overrides, read_record
 from ganforge.run_folder import settings
 from ganforge.targets import checked
 from ganforge.trainers import is_done
@@ -89,7 +89,7 @@ def _read(folder: Path, name: str) -> Run:
     try:
         record = read_record(folder)
         _check(record, (folder / ERROR).exists())
-        chosen, given, status = settings(folder), _given(folder), _status(folder, record)
+        chosen, given, status = settings(folder), set(map(key_of, read_overrides(folder))), _status(folder, record)
         curves, seconds = _events(folder)
         metrics = _metrics(folder)
         return Run(folder, name, chosen, given, _scores(metrics), curves, seconds, status, _health(metrics))
@@ -111,12 +111,6 @@ def _check(record: DictConfig, failed: bool) -> None:
     except OmegaConfBaseException:
         if not failed:
             raise  # else it may have been for just that
-
-
-def _given(folder: Path) -> set[str]:
-    path = folder / ".hydra" / "overrides.yaml"
-    overrides: Any = OmegaConf.load(path) if path.is_file() else []
-    return {key_of(str(override)) for override in overrides}
 
 
 def _status(folder: Path, record: DictConfig) -> str:
