@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,11 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from ganforge.data.base import Batch, Steps, to_uint8, to_unit_range
+from ganforge.data.base import Batch, to_uint8, to_unit_range
 from ganforge.data.pairs import Pairs, Photographs, partner_positions, turned
 from ganforge.degradations import Bicubic, BlurBicubic, Degradation, GaussianNoise, Grayscale
 from ganforge.errors import UserError
 from ganforge.experiment import build
-from ganforge.randomness import Share
 
 
 class Recording(LightningModule):
@@ -99,8 +99,11 @@ def test_ranks_share_out_the_crops(pictures: Path) -> None:
     data.setup()
 
     def raw(rank: int, world_size: int) -> list[Batch]:
-        share = Share(2, rank, world_size)
-        return Steps(data.take, 24, 4, 0, share, lambda: 0).batch(1).split(2)
+        model = SimpleNamespace(discriminator_steps=2)
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]
+            lightning_module=model, global_rank=rank, world_size=world_size, global_step=0
+        )
+        return data.train_dataloader().batch(1).split(2)
 
     whole, *ranks = raw(0, 1), raw(0, 2), raw(1, 2)
     for part in range(2):

@@ -58,7 +58,7 @@ class Steps:
 
     def __init__(
         self,
-        take: Callable[[Tensor, Rows], Batch],
+        take: Callable[[Tensor, int], Batch],
         size: int,
         batch_size: int,
         seed: int,
@@ -93,7 +93,7 @@ class Steps:
         )
 
     def batch(self, step: int) -> Batch:
-        return self.take(self.share.of(self.rows(step)), Rows(generator(self.seed, Stream.PLACES, step), self.share))
+        return self.take(self.share.of(self.rows(step)), step)
 
     # The state that resuming needs is the trainer's step. Lightning asks for these before it trusts a loader.
     def state_dict(self) -> dict[str, Any]:
@@ -190,10 +190,12 @@ class TensorData(LightningDataModule):
                     f"data.batch_size={self.batch_size} is more than the {len(self.real)} samples there are: lower it"
                 )
 
-    def take(self, rows: Tensor, draw: Rows) -> Batch:
-        """These rows of the training data, as they are stored; `draw` is for data that need random numbers here."""
+    def take(self, rows: Tensor, step: int) -> Batch:
+        """These rows of the training data, as they are stored, for a step (from 0)."""
         assert self.real is not None
-        return Batch(self.real[rows], None if self.condition is None else self.condition[rows])
+        # copies rows, where indexing would copy elements
+        condition = None if self.condition is None else self.condition.index_select(0, rows)
+        return Batch(self.real.index_select(0, rows), condition)
 
     @property
     def share(self) -> Share:
@@ -201,6 +203,10 @@ class TensorData(LightningDataModule):
         assert self.trainer is not None
         parts = getattr(self.trainer.lightning_module, "discriminator_steps", 1)
         return Share(parts, self.trainer.global_rank, self.trainer.world_size)
+
+    def draws(self, stream: Stream, step: int) -> Rows:
+        """Random numbers for the rows of a step."""
+        return Rows(generator(self.seed, stream, step), self.share)
 
     def train_dataloader(self) -> Steps:
         assert self.real is not None
@@ -228,7 +234,7 @@ class TensorData(LightningDataModule):
         assert self.trainer is not None
         real = batch.real
         if self.flip and self.trainer.training:
-            draw = Rows(generator(self.seed, Stream.AUGMENT, self.trainer.global_step), self.share)
+            draw = self.draws(Stream.AUGMENT, self.trainer.global_step)
             mirrored = draw(lambda count, generator: torch.rand(count, generator=generator) < 0.5, len(real))
             real = torch.where(mirrored.to(real.device).view(-1, 1, 1, 1), real.flip(-1), real)
         dtype = self.trainer.lightning_module.dtype  # double under trainer.precision=64-true

@@ -20,7 +20,7 @@ from ganforge.data.packing import pack, refuse_bad
 from ganforge.data.sources import open_source
 from ganforge.degradations import Degradation, Noise
 from ganforge.errors import UserError
-from ganforge.randomness import Rows, Stream, dealt, generator
+from ganforge.randomness import Stream, dealt, generator
 
 log = logging.getLogger(__name__)
 
@@ -232,8 +232,9 @@ class Pairs(TensorData):
 
     # Batches -----------------------------------------------------------------------------------------------------
 
-    def take(self, rows: Tensor, draw: Rows) -> Batch:
+    def take(self, rows: Tensor, step: int) -> Batch:
         photographs: Any = self.real
+        draw = self.draws(Stream.PLACES, step)
         place = draw(lambda count, generator: torch.rand(count, 2, generator=generator), len(rows))
         side = self.image_size // self.scale
         # places are multiples of the scale, so that partners are cut where the crops are
@@ -268,7 +269,7 @@ class Pairs(TensorData):
         if not isinstance(batch, Batch):
             index, real, condition = batch
             return self._finish(real, condition, self._noise(dataloader_idx, index), dtype)
-        draw = Rows(generator(self.seed, Stream.AUGMENT, self.trainer.global_step), self.share)
+        draw = self.draws(Stream.AUGMENT, self.trainer.global_step)
         real, condition = batch
         if self.turn:
             position = draw(lambda count, generator: torch.rand(count, 3, generator=generator) < 0.5, len(real))

@@ -179,7 +179,8 @@ class GAN(Drawing, Journal):
 
     def _update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: Terms) -> None:
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
-        optimizer.zero_grad()
+        for parameter in _parameters(optimizer):
+            parameter.grad = None  # all that zero_grad does, which takes a tenth of a millisecond to get there
         if self._is_heard:
             self.manual_backward(total)
         else:
@@ -320,11 +321,14 @@ _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 def _nothing() -> None: ...
 
 
+def _parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
 @contextmanager
 def _frozen(optimizer: Optimizer) -> Iterator[None]:
     """Keep the parameters of an optimizer out of the graph."""
-    groups = optimizer.param_groups
-    parameters = [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
+    parameters = [parameter for parameter in _parameters(optimizer) if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
