@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forking import run_forked
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -62,17 +63,14 @@ def recorded(folder: Path, *overrides: str) -> Path:
 
 
 def run(
-    script: str, *arguments: str, cwd: Path, timeout: float = 240, **environment: str
-) -> subprocess.CompletedProcess:
-    """Run an entry point as a user does, from a folder of its own."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    script: str, *arguments: str, cwd: Path, timeout: float = 240, forked: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run an entry point as a user does, from a folder of its own; `forked`, from a process that has the libraries."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    if forked:
+        return run_forked(ROOT / script, arguments, cwd, environment, timeout)
+    command = [sys.executable, str(ROOT / script), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -80,9 +80,8 @@ print("buffers", buffers.sum().item())
 def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Path) -> None:
     script = tmp_path / "checking.py"
     script.write_text(CHECKING)
-    result = run(
-        str(script), str(fake_mnist), str(tmp_path / "run"), cwd=tmp_path, PYTHONPATH=str(Path(__file__).parent)
-    )
+    arguments = str(script), str(fake_mnist), str(tmp_path / "run")
+    result = run(*arguments, cwd=tmp_path, forked=False, PYTHONPATH=str(Path(__file__).parent))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("equal at") == 10
     buffers = [line for line in result.stdout.splitlines() if line.startswith("buffers")]

@@ -394,7 +394,7 @@ def test_a_strangers_run_cannot_run_code_or_choose_where_to_write(tmp_path: Path
     good = record.read_text()
     (folder / "evil.py").write_text("from pathlib import Path\nPath('ran').touch()\nclass Evil: ...\n")
     record.write_text(good.replace("ganforge.metrics.features.FrechetDistance", "run.evil.Evil"))
-    result = run("evaluate.py", f"run={folder}", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    result = run("evaluate.py", f"run={folder}", cwd=tmp_path, forked=False, PYTHONPATH=str(tmp_path))
     assert result.returncode == 2
     assert "This run makes run.evil.Evil" in result.stderr
     assert not (tmp_path / "ran").exists()

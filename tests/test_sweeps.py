@@ -100,7 +100,7 @@ def test_jobs_of_two_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_launchers(tmp_path: Path, launcher: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
-    result = run("train.py", "-m", f"hydra/launcher={launcher}", *TINY, "seed=0,1", cwd=tmp_path)
+    result = run("train.py", "-m", f"hydra/launcher={launcher}", *TINY, "seed=0,1", cwd=tmp_path, forked=False)
     assert result.returncode == 0, result.stderr
     sweep = the_sweep(tmp_path)
     assert jobs_of(sweep) == ["0-seed=0", "1-seed=1"]

@@ -125,7 +125,7 @@ class FashionMNIST(MNIST):
 
 
 class StackedDigits:
-    """Triples of digits as RGB images (N, 3, H, W), put together when they are asked for."""
+    """Triples of digits as RGB images (N, 3, H, W), put together when they are asked for, as rows of a tensor are."""
 
     def __init__(self, digits: Tensor, triples: Tensor):
         self.digits, self.triples = digits, triples
@@ -136,6 +136,9 @@ class StackedDigits:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         return self.digits[self.triples[rows]].squeeze(2)
+
+    def index_select(self, _: int, rows: Tensor) -> Tensor:
+        return self[rows]
 
 
 class StackedMNIST(MNIST):
