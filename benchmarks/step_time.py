@@ -30,8 +30,8 @@ from ganforge.experiment import build
 from ganforge.resolvers import register_resolvers
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = {"dcgan": (10, 40), "mlp": (20, 40)}
-"""Steps in a window, and windows."""
+MODELS = {"dcgan": (16, 40), "mlp": (32, 40)}
+"""Steps in a window, and windows. Each window logs as often as the others: log_every_n_steps is 16."""
 
 
 def bare_loop(model: Any, data: Any) -> Callable[[], None]:
