@@ -28,7 +28,7 @@ class Progress(ProgressBar):
         self.line_every = line_every
         self._bar: RichProgress | None = None
         self._enabled = True
-        self._next = 0.0
+        self._next = self._next_line = 0.0
 
     def disable(self) -> None:  # Lightning calls it on the ranks that shall be silent
         self._enabled = False
@@ -54,20 +54,21 @@ class Progress(ProgressBar):
         self._bar.start()
         self._lift_log(before, sys.stderr)  # which now writes above the bar
         self._task = self._bar.add_task("", total=steps_of(trainer), completed=trainer.global_step, values="")
-        self._next = time.monotonic() + (self.refresh if self._bar.console.is_terminal else self.line_every)
+        self._next = time.monotonic() + self.refresh
+        self._next_line = time.monotonic() + self.line_every
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self._bar is None or time.monotonic() < self._next:
+        if self._bar is None or (now := time.monotonic()) < self._next:
             return
         values = describe(getattr(pl_module, "logged", {}))
         self._bar.update(self._task, completed=trainer.global_step, values=values)
+        self._next = now + self.refresh
         if self._bar.console.is_terminal:
             self._bar.refresh()
-            self._next = time.monotonic() + self.refresh
-        else:
-            left = self._bar.tasks[self._task].time_remaining
-            log.info("step %d of %s  %s  %s", trainer.global_step, steps_of(trainer), values, clock(left))
-            self._next = time.monotonic() + self.line_every
+        elif now >= self._next_line:
+            left = clock(self._bar.tasks[self._task].time_remaining)
+            log.info("  ".join(filter(None, (f"step {trainer.global_step} of {steps_of(trainer)}", values, left))))
+            self._next_line = now + self.line_every
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
