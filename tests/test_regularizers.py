@@ -19,8 +19,12 @@ class Linear(nn.Module):
 class Square(nn.Module):
     """Half the squared length, whose gradient is the sample itself: tells where a penalty was taken."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.5))
+
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        return 0.5 * sample.flatten(1).square().sum(1)
+        return self.factor * sample.flatten(1).square().sum(1)
 
 
 REAL = torch.full((4, 1, 1, 2), 3.0)
@@ -46,6 +50,15 @@ def test_where_the_penalty_is_taken() -> None:
     assert len(penalties) == 5, "the place between real and fake is random"
     low, high = (2**0.5 - 1) ** 2, (18**0.5 - 1) ** 2
     assert all(low < penalty < high for penalty in penalties)
+
+
+def test_a_gradient_of_zero_has_a_penalty_that_can_be_learnt_from() -> None:
+    discriminator = Linear(torch.zeros(2))
+    penalty = GradientPenalty(10)(discriminator, REAL, FAKE, None)
+    penalty.backward()
+    assert penalty.item() == pytest.approx(1)
+    assert discriminator.weight.grad is not None
+    assert discriminator.weight.grad.isfinite().all()
 
 
 def test_penalty_does_not_reach_the_generator() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch import nn
 
 from ganforge.callbacks.checkpoints import latest_checkpoint
 from ganforge.checks import check_schedule
@@ -135,6 +137,37 @@ def test_every_variant_resumes(tmp_path: Path, pictures: Path, fake_mnist: Path,
     assert equal(states[0]["optimizer_states"], states[1]["optimizer_states"])
 
 
+CYCLIC = "+schedule={_target_: torch.optim.lr_scheduler.CyclicLR, _partial_: true, base_lr: 0.001, max_lr: 0.01}"
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_schedules_that_move_more_than_the_rate_go_on(tmp_path: Path, optimizer: str) -> None:
+    options = [*TINY_POINTS, "trainer.max_steps=6", "trainer.log_every_n_steps=1", "checkpoint_every=1", CYCLIC]
+    options += [f"optimizer@model.{network}_optimizer={optimizer}" for network in ("generator", "discriminator")]
+    full, resumed = Recorder(tmp_path / "kept"), Recorder()
+    fitted(tmp_path / "full", *options, callbacks=[full])
+    fitted(tmp_path / "resumed", *options, callbacks=[resumed], checkpoint=tmp_path / "kept" / "3.ckpt")
+    assert resumed.losses == {step: values for step, values in full.losses.items() if step > 3}
+
+
+class NoDecayOfBiases(torch.optim.AdamW):
+    def __init__(self, params: Iterable[nn.Parameter], **options: Any):
+        groups = {True: [], False: []}  # type: ignore[var-annotated]
+        for parameter in params:
+            groups[parameter.ndim > 1].append(parameter)
+        super().__init__([{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}], **options)
+
+
+def test_options_of_the_config_hold_for_each_group_of_parameters(tmp_path: Path) -> None:
+    own = "{_target_: test_resume.NoDecayOfBiases, _partial_: true, lr: 0.01, weight_decay: 0.1}"
+    options = [*TINY_POINTS, f"++model.generator_optimizer={own}", "checkpoint_every=1"]
+    fitted(tmp_path, *options)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    changed = ["model.generator_optimizer.lr=0.02", "trainer.max_steps=3"]
+    groups = fitted(tmp_path, *options, *changed, checkpoint=last).trainer.optimizers[1].param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.02, 0.1), (0.02, 0.0)]
+
+
 def best_at(path: Path) -> int:
     """The step of a best checkpoint, as its name says."""
     return int(path.stem.rpartition("-")[2])
@@ -164,7 +197,6 @@ def kill_after_checkpoint(folder: Path, arguments: list[str]) -> None:
     """Start a training and kill it, with all its processes, some steps after its second checkpoint."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -271,7 +303,11 @@ def test_resuming_a_finished_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("trainer.max_steps=9", "cannot be stretched"), ("model.generator_optimizer.lr=1e-5", "goes on from 0.0005")],
+    [
+        ("trainer.max_steps=9", "cannot be stretched"),
+        ("model.generator_optimizer.lr=1e-5", "goes on from 0.0005"),
+        ("schedule.total_iters=5", r"schedule\.total_iters=5: .* goes on from 15000"),
+    ],
 )
 def test_a_schedule_goes_on_as_it_was_laid_out(tmp_path: Path, change: str, message: str) -> None:
     (tmp_path / ".hydra").mkdir()

@@ -38,7 +38,7 @@ def scatter(points: Tensor, real: Tensor | None = None) -> Image.Image:
         margin = 0.15 * (high - low)
         axes.set_xlim(float((low - margin)[0]), float((high + margin)[0]))
         axes.set_ylim(float((low - margin)[1]), float((high + margin)[1]))
-    x, y = points.cpu().T
+    x, y = points.float().cpu().T  # numpy has no bfloat16
     axes.scatter(x, y, s=4, color="tab:blue", label="generated")
     axes.legend(loc="upper center", ncols=2, frameon=False)
     buffer = BytesIO()

@@ -34,8 +34,8 @@ class Regularizer:
 
 
 def squared_gradient_norms(discriminator: nn.Module, samples: Tensor, condition: Tensor | None) -> Tensor:
-    """Squared norm of the logits' gradient at each sample, (N,), in full precision and differentiable."""
-    samples = samples.detach().to(torch.promote_types(samples.dtype, torch.float32)).requires_grad_()
+    """Squared norm of the logits' gradient at each sample, (N,), in the weights' precision and differentiable."""
+    samples = samples.detach().to(next(discriminator.parameters()).dtype).requires_grad_()
     with torch.autocast(samples.device.type, enabled=False):
         # not compiled: torch.compile cannot differentiate twice
         logits = discriminator._call_impl(samples, condition)
@@ -67,5 +67,6 @@ class GradientPenalty(Regularizer):
         position = for_batch(lambda count, generator: torch.rand(count, generator=generator), len(real))
         position = position.to(real).view(-1, *[1] * (real.ndim - 1))
         between = torch.lerp(fake.detach().to(real), real, position)
-        norms = squared_gradient_norms(discriminator, between, condition).sqrt()
+        squares = squared_gradient_norms(discriminator, between, condition)
+        norms = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()  # whose slope at 0 is infinite
         return (norms - 1).square().mean()

@@ -33,8 +33,8 @@ class GAN(Drawing, Journal):
 
     `init_from` is a run folder whose weights training starts with.
 
-    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`, and `seen_by` where a game sees
-    something else of a batch.
+    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`, `seen_by` where a game sees
+    something else of a batch, and `play` where a step is another one.
     """
 
     from_images: ClassVar[bool] = False
@@ -186,9 +186,9 @@ class GAN(Drawing, Journal):
         else:
             self.trainer.strategy.pre_backward(total)
             total.backward()
+        self.record_update(game, player, network, optimizer, {**terms, "total": total})
         if self.gradient_clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
-        self.record_update(game, player, network, optimizer, {**terms, "total": total})
         optimizer.step()
 
     # Lightning's side --------------------------------------------------------------------------------------------
@@ -218,6 +218,16 @@ class GAN(Drawing, Journal):
         progress.increment_ready()
         progress.increment_completed()
 
+    def on_fit_start(self) -> None:
+        # a checkpoint will restore the options of its optimizers; those of the config hold, as one may set them anew
+        others = {"params", *(_SCHEDULED if self.schedule else ())}
+        self._options = [
+            {key: value for key, value in group.items() if key not in others} for group in self._parameter_groups()
+        ]
+
+    def _parameter_groups(self) -> Iterator[dict[str, Any]]:
+        return (group for optimizer in self.trainer.optimizers for group in optimizer.param_groups)
+
     def on_train_start(self) -> None:
         # calling hooks that nobody has costs a few per cent of a small step
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -226,11 +236,8 @@ class GAN(Drawing, Journal):
             or any(is_overridden(hook, callback, parent=Callback) for callback in callbacks)
             for hook in _HOOKS
         )
-        # a checkpoint restores the options of its optimizers; those of the config hold, as on resuming one may set them
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                kept = ("lr", "initial_lr") if self.schedule else ()
-                group.update({key: value for key, value in optimizer.defaults.items() if key not in kept})
+        for group, options in zip(self._parameter_groups(), self._options, strict=True):
+            group.update(options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rewinds"] = self.rewinds
@@ -251,11 +258,13 @@ class GAN(Drawing, Journal):
         """Get what training needs besides data, such as weights. Raises UserError where it cannot be had."""
 
     def start_from(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of another run, moving averages included where both runs have them."""
+        """Take the weights of another run. The moving average begins at that run's, or else at its generator."""
         averages = {name: value for name, value in self.state_dict().items() if name.startswith("average.")}
         both = averages and any(name.startswith("average.") for name in state)
         kept = {name: value for name, value in state.items() if both or not name.startswith("average.")}
         self.load_state_dict(kept if both else averages | kept)
+        if self.average is not None and not both:
+            self.average.module.load_state_dict(self.generator.state_dict())
 
     # Sampling ----------------------------------------------------------------------------------------------------
 
@@ -316,6 +325,9 @@ class GAN(Drawing, Journal):
 
 _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 """Lightning's hooks around the updates."""
+
+_SCHEDULED = ("lr", "initial_lr", "betas", "momentum")
+"""What schedules change of an optimizer's options."""
 
 
 def _nothing() -> None: ...

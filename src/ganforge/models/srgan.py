@@ -45,6 +45,7 @@ class SRGAN(Pix2Pix):
         self.pixels = Pixels(power=2)
         if stage == "pretrain":
             self.content = self.pixels  # and needs no weights
+            self.discriminator_steps = 1  # or a batch would hold rows for more
             self.discriminator.requires_grad_(False)
         self.pixel_weight = pixel_weight
         self.adversarial_ramp = adversarial_ramp
@@ -77,6 +78,9 @@ class SRGAN(Pix2Pix):
         return in_tiles(lambda part: game.generator(latent, part), condition, self.tile, self.margin)
 
     def start_from(self, state: dict[str, Tensor]) -> None:
-        """Take the generator's weights, moving average included; the discriminator's have not been trained."""
+        """Take the weights of another run, the discriminator's only where they fit: the first stage does not train it,
+        and its layers depend on the size of the crops."""
         mine = {name: value for name, value in self.state_dict().items() if name.startswith("discriminator.")}
-        super().start_from(state | mine)
+        theirs = {name: value.shape for name, value in state.items() if name.startswith("discriminator.")}
+        fits = theirs == {name: value.shape for name, value in mine.items()}
+        super().start_from(state if fits else state | mine)
