@@ -66,7 +66,7 @@ def run(
     script: str, *arguments: str, cwd: Path, timeout: float = 240, forked: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run an entry point as a user does, from a folder of its own; `forked`, from a process that has the libraries."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, **environment}
     if forked:
         return run_forked(ROOT / script, arguments, cwd, environment, timeout)
     command = [sys.executable, str(ROOT / script), *arguments]

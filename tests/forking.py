@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
+os.environ["OMP_NUM_THREADS"] = "1"  # which torch looks at when it is imported, in the server
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "torchvision", "lightning.pytorch", "torchmetrics", "hydra"])
 
@@ -46,6 +49,7 @@ def _play(
         file = os.open(path, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, stream.fileno())
         os.close(file)
+    np.random.seed()  # or all forks would draw the same
     sys.argv = [str(script), *arguments]
     sys.path[0] = str(script.parent)
     try:

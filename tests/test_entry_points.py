@@ -21,6 +21,7 @@ from PIL import Image
 
 from ganforge.callbacks.stopping import Stopping
 from ganforge.errors import UserError, explanation
+from ganforge.losses import Loss
 from ganforge.run_folder import stop_message
 from ganforge.sampling import sample
 from ganforge.training import train
@@ -84,6 +85,7 @@ COMMANDS = {
     "loss=null": (2, "loss=null: choose one of hinge, least_squares"),
     "data.size=3": (2, r"data\.batch_size=20 is more than the 3 samples"),
     "resume=nowhere": (2, "is no run folder"),
+    "+data.flip=true": (2, "flip=true: points have no mirror images"),
     "sweep=": (2, "sweep= has to name a folder"),
 }
 
@@ -178,8 +180,20 @@ def test_image_mistakes(tmp_path: Path, fake_mnist: Path, monkeypatch: pytest.Mo
 
 
 def test_full_errors_are_shown_on_demand(tmp_path: Path) -> None:
-    full_error = run("train.py", *TINY, "data.batch_size=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
-    assert "Traceback" in full_error.stderr
+    for mistake in ("data.batch_size=0", "resume=nowhere"):
+        full_error = run("train.py", *TINY, mistake, cwd=tmp_path, HYDRA_FULL_ERROR="1")
+        assert "Traceback" in full_error.stderr
+
+
+class Unfinished(Loss):
+    def __init__(self, average_halves: bool) -> None:
+        self.nonsense  # type: ignore[attr-defined] # noqa: B018
+
+
+def test_errors_of_somebodys_own_code_say_how_to_find_them(tmp_path: Path) -> None:
+    with pytest.raises(Exception) as error:  # noqa: PT011
+        train(composed(*TINY, "loss._target_=test_entry_points.Unfinished"), tmp_path)
+    assert re.match(r"model\.loss: AttributeError: .*nonsense.* \(HYDRA_FULL_ERROR=1 ", explanation(error.value) or "")
 
 
 def test_a_used_run_folder_is_refused(tmp_path: Path) -> None:
@@ -195,7 +209,6 @@ def started(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *endless, *options, f"hydra.run.dir={folder}"],
         cwd=folder.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -117,7 +117,6 @@ def endless(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "-m", *given, *options],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,

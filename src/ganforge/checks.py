@@ -140,12 +140,19 @@ def check_optimizers(model: GAN) -> None:
 def check_schedule(config: DictConfig, folder: Path) -> None:
     """Raise UserError where a run that goes on is to change what its schedule was laid out for."""
     before: Any = read_record(folder)
-    was, now = (OmegaConf.to_container(record.schedule, resolve=True) for record in (before, config))
+    schedules: list[Any] = [OmegaConf.to_container(record.schedule, resolve=True) for record in (before, config)]
+    was, now = schedules
     if was != now:
+        steps = [record.trainer.max_steps for record in (before, config)]
+        if steps[0] == steps[1]:
+            key = next(key for key in {**was, **now} if was.get(key) != now.get(key))
+            raise UserError(
+                f"schedule.{key}={now.get(key)}: this run's schedule goes on from {was.get(key)}. Start a new run, or "
+                "resume without it"
+            )
         raise UserError(
-            f"trainer.max_steps={config.trainer.max_steps}: this run's schedule was laid out for "
-            f"{before.trainer.max_steps} steps and cannot be stretched. Start a new run, or resume without "
-            "trainer.max_steps"
+            f"trainer.max_steps={steps[1]}: this run's schedule was laid out for {steps[0]} steps and cannot be "
+            "stretched. Start a new run, or resume without trainer.max_steps"
         )
     for option in ("generator_optimizer", "discriminator_optimizer"):
         rates = [record.model[option].get("lr") for record in (before, config)]

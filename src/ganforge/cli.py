@@ -82,6 +82,8 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 try:
                     sys.argv[1:] = _resolved_arguments(original, conf, config_name, Path(scratch))
                 except UserError as error:
+                    if os.environ.get("HYDRA_FULL_ERROR"):
+                        raise
                     sys.exit(_complain(str(error)))
                 is_complete = False
                 try:

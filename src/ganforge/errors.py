@@ -23,7 +23,10 @@ def explanation(error: BaseException) -> str | None:
         key = re.search(r"full_key: (\S+)", str(error))
         if cause is None:
             return str(error)
-        return f"{key.group(1)}: {cause}" if key else str(cause)
+        said = str(cause)
+        if not isinstance(cause, _OF_VALUES):  # perhaps of the code that was called, which only its author can mend
+            said = f"{type(cause).__name__}: {cause} (HYDRA_FULL_ERROR=1 shows where)"
+        return f"{key.group(1)}: {said}" if key else said
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has to be given: {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):
@@ -43,5 +46,8 @@ def explanation(error: BaseException) -> str | None:
         return str(error)
     return None
 
+
+_OF_VALUES = (ValueError, TypeError, ImportError)
+"""What wrong values of options end in."""
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

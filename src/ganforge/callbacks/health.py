@@ -54,6 +54,10 @@ class Health(Callback):
         self._norms: dict[str, float] = {}  # of the weights, at the beginning
 
     @property
+    def state_key(self) -> str:
+        return Health.__name__  # of subclasses as well, for those who read checkpoints
+
+    @property
     def is_well(self) -> bool:
         """Whether nothing looks like a collapse, not even for a moment."""
         return not any(sign.is_collapse and sign.name in w.shown for w in self._watched.values() for sign in SIGNS)

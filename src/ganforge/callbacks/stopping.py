@@ -22,7 +22,7 @@ def end_here(trainer: Trainer) -> None:
 
 
 class Diverged(UserError):
-    """A loss became NaN or infinite."""
+    """A loss or a weight became NaN or infinite."""
 
 
 class Stopping(Callback):

@@ -73,7 +73,7 @@ class Steps:
         self.current_step = current_step
 
     def __len__(self) -> int:
-        """Steps per epoch, in which every row is seen at least once."""
+        """Steps per epoch: the fewest that take as many rows as there are."""
         return ceil(self.size / (self.batch_size * self.share.parts))
 
     def __iter__(self) -> Iterator[Batch]:

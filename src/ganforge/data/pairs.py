@@ -106,6 +106,8 @@ class Pairs(TensorData):
             raise ValueError(
                 "partners are made by degradation=bicubic, or ready in data.low_root with degradation=none"
             )
+        if self.flip or self.num_classes is not None:
+            raise ValueError("pairs have no classes, and are mirrored by data.turn: leave out data.flip")
         if degradation and degradation.needs_colours and channels == 1:
             raise UserError("data.channels=1: grey images have no colours to be taken: use data.channels=3")
         self.root = Path(root).expanduser() if root else None
@@ -224,8 +226,8 @@ class Pairs(TensorData):
             if min(height, width) < smallest
         }
         refuse_bad(packed._replace(bad=packed.bad | small), names, self.on_error, path)
-        if path == self.root:
-            self.identity = title
+        if path in (self.root, self.low_root):
+            self.identity = " ".join(filter(None, (self.identity, title)))
         kept = [position for position, i in enumerate(readable) if i not in small]
         photographs = Photographs(packed.bytes, packed.shapes).ordered(torch.tensor(kept))
         return [names[readable[position]] for position in kept], photographs

@@ -20,6 +20,8 @@ class Points(TensorData):
         super().__init__(**options)
         if size < 1:
             raise ValueError(f"size={size}: data.size must be at least 1")
+        if self.flip:
+            raise ValueError("flip=true: points have no mirror images: leave out data.flip")
         self.size = size
 
     def load(self, split: str = "train") -> tuple[Tensor, None]:

@@ -66,6 +66,10 @@ class Evaluation(Callback):
         self._has_reals = False
         self._undo = ExitStack()
 
+    @property
+    def state_key(self) -> str:
+        return Evaluation.__name__  # of subclasses as well, for those who read checkpoints
+
     def attach(self, data: TensorData) -> bool:
         """Choose what suits the data. Returns whether there is anything to measure. Raises UserError."""
         self.data: Any = data

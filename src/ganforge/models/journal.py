@@ -86,6 +86,6 @@ class Journal(LightningModule):
 
 
 def _spread(samples: Tensor) -> Tensor:
-    """The root of the mean squared distance of two samples of a batch."""
+    """The standard deviation over a batch, the root of its mean square over all values of a sample."""
     samples = samples.detach().flatten(1).float()
     return (samples - samples.mean(0)).square().mean().sqrt()
