@@ -16,7 +16,7 @@ from ganforge.data.mnist import MNIST, FashionMNIST
 from ganforge.data.mnist_sources import FILES, MNIST_SHA256, _ArraysOnly, idx_files
 from ganforge.data.points import Grid, Quadratic, Ring
 from ganforge.errors import UserError
-from ganforge.randomness import Rows, Share, Stream, generator
+from ganforge.randomness import RankDraws, Share, Stream, generator
 
 
 def steps(size: int, batch_size: int, parts: int = 1, rank: int = 0, world: int = 1, start: int = 0) -> Steps:
@@ -49,7 +49,7 @@ def test_order_is_a_function_of_the_step() -> None:
 
 def test_ranks_draw_their_rows_of_the_whole_draw() -> None:
     def draw(rank: int, world: int) -> torch.Tensor:
-        rows = Rows(generator(0, Stream.AUGMENT, 5), Share(3, rank, world))
+        rows = RankDraws(generator(0, Stream.AUGMENT, 5), Share(3, rank, world))
         return rows(lambda count, generator: torch.rand(count, 2, generator=generator), 12 // world).view(3, -1, 2)
 
     assert torch.equal(torch.cat([draw(0, 2), draw(1, 2)], dim=1), draw(0, 1))

@@ -66,7 +66,7 @@ class Share(NamedTuple):
         return whole.unflatten(0, (self.parts, self.world_size, -1))[:, self.rank].flatten(0, 1)
 
 
-class Rows(NamedTuple):
+class RankDraws(NamedTuple):
     """Draws for this rank's rows, taken from a draw for the whole batch."""
 
     generator: torch.Generator
@@ -76,7 +76,7 @@ class Rows(NamedTuple):
         return self.share.of(draw(count * self.share.world_size, self.generator))
 
 
-_step = Rows(torch.default_generator, Share())
+_step = RankDraws(torch.default_generator, Share())
 
 
 def start_step(seed: int, step: int, rank: int, world_size: int, device: torch.device, rewinds: int = 0) -> None:
@@ -87,7 +87,7 @@ def start_step(seed: int, step: int, rank: int, world_size: int, device: torch.d
     """
     global _step
     again = (rewinds,) if rewinds else ()
-    _step = Rows(generator(seed, Stream.STEP, step, *again), Share(1, rank, world_size))
+    _step = RankDraws(generator(seed, Stream.STEP, step, *again), Share(1, rank, world_size))
     layers = _mix(seed, Stream.LAYERS, step, rank, *again)
     # not torch.manual_seed: it formats a stack trace per call on machines without a GPU
     torch.default_generator.manual_seed(layers)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ganforge.data.conditions import of_classes
 from ganforge.errors import UserError
-from ganforge.randomness import Rows, Share, Stream, chunks_of, generator
+from ganforge.randomness import RankDraws, Share, Stream, chunks_of, generator
 
 log = logging.getLogger(__name__)
 
@@ -204,9 +204,9 @@ class TensorData(LightningDataModule):
         parts = getattr(self.trainer.lightning_module, "discriminator_steps", 1)
         return Share(parts, self.trainer.global_rank, self.trainer.world_size)
 
-    def draws(self, stream: Stream, step: int) -> Rows:
+    def draws(self, stream: Stream, step: int) -> RankDraws:
         """Random numbers for the rows of a step."""
-        return Rows(generator(self.seed, stream, step), self.share)
+        return RankDraws(generator(self.seed, stream, step), self.share)
 
     def train_dataloader(self) -> Steps:
         assert self.real is not None
