@@ -86,7 +86,10 @@ COMMANDS = {
     "data.size=3": (2, r"data\.batch_size=20 is more than the 3 samples"),
     "resume=nowhere": (2, "is no run folder"),
     "+data.flip=true": (2, "flip=true: points have no mirror images"),
-    "sweep=": (2, "sweep= has to name a folder"),
+    "sweep=": (2, "sweep= has no value"),
+    "regularizer=[]": (2, r"regularizer=\[\]: choose one of gradient_penalty"),
+    "name=../elsewhere": (2, "name=../elsewhere: must not lead out of logs/"),
+    f"hydra.run.dir={Path(__file__) / 'run'}": (2, f"^{Path(__file__)} is no folder, so there is no place for "),
 }
 
 
@@ -104,6 +107,14 @@ MISTAKES = {
     "data.batch_size=many": r"data\.batch_size=many: must be a whole number",
     "data.batch_size=2.5": r"data\.batch_size=2\.5: must be a whole number",
     "trainer.max_steps=1.5": r"trainer\.max_steps=1\.5: must be a whole number",
+    "schedule=step schedule.gamma=abc": r"schedule\.gamma=abc: must be a number",
+    "model.generator_optimizer.betas=[0.5]": r"model\.\*_optimizer or schedule: ",
+    "model.generator.hidden=[0]": r"generator\.hidden=\[0\]: must be at least 1",
+    "model.gradient_clip=nan": "gradient_clip=nan: must be a positive norm",
+    "trainer.num_nodes=0": r"trainer\.num_nodes=0: must be at least 1",
+    "trainer.devices=abc": "trainer: .*devices",
+    "data=ring data.std=-1": "std=-1: must not be negative",
+    "data=grid data.spacing=nan": "points of grid are not finite",
     "trainer.max_steps=null": r"trainer\.max_steps=None: must be a whole number",
     "loss.average_halves=maybe": r"loss\.average_halves=maybe: must be true or false",
     "model.gradient_clip=much": r"model\.gradient_clip=much: must be a number or null",

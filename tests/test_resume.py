@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import ROOT, TINY_DCGAN, TINY_POINTS, composed, equal, fitted, run, tiny
+from conftest import QUICK, ROOT, TINY_DCGAN, TINY_POINTS, composed, equal, fitted, run, tiny
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -135,6 +135,49 @@ def test_every_variant_resumes(tmp_path: Path, pictures: Path, fake_mnist: Path,
     ]
     assert equal(states[0]["state_dict"], states[1]["state_dict"])
     assert equal(states[0]["optimizer_states"], states[1]["optimizer_states"])
+
+
+def test_epochs_are_counted_however_often_a_run_goes_on(tmp_path: Path) -> None:
+    options = [
+        *TINY_POINTS,
+        "trainer.max_steps=-1",
+        "trainer.max_epochs=4",
+        "checkpoint_every=1",
+        "evaluate_every=null",
+    ]
+    fitted(tmp_path / "full", *options, callbacks=[Recorder(tmp_path / "kept0")])
+    for i, step in enumerate((5, 10, 12)):  # an epoch has five
+        again = tmp_path / f"again{i}"
+        (again / "checkpoints").mkdir(parents=True)
+        shutil.copy(tmp_path / f"kept{i}" / f"{step}.ckpt", again / "checkpoints" / "last.ckpt")
+        recorder = Recorder(tmp_path / f"kept{i + 1}")
+        fitted(again, *options, callbacks=[recorder], checkpoint=again / "checkpoints" / "last.ckpt")
+        whole, ended = (
+            torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("full", again)
+        )
+        assert ended.keys() == whole.keys()
+        assert not [part for part in whole if not equal(ended[part], whole[part])]
+
+
+def test_a_run_that_was_killed_before_it_had_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    for folder in ("killed", "whole"):
+        run("train.py", *TINY_POINTS, *QUICK, f"hydra.run.dir={tmp_path / folder}", cwd=tmp_path)
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    result = run("train.py", f"resume={tmp_path / 'killed'}", cwd=tmp_path)
+    assert "begins anew" in result.stderr
+    assert scalars(tmp_path / "killed") == scalars(tmp_path / "whole")
+    assert len(list((tmp_path / "killed").glob("events*"))) == 1
+    states = [torch.load(tmp_path / n / "checkpoints" / "last.ckpt", weights_only=True) for n in ("killed", "whole")]
+    assert equal(states[0]["state_dict"], states[1]["state_dict"])
+
+
+def test_pictures_are_drawn_once(tmp_path: Path) -> None:
+    """Also of the step that a run goes on from."""
+    run("train.py", *TINY_POINTS, *QUICK, f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    shutil.copy(tmp_path / "run" / "checkpoints" / "previous.ckpt", tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert "Going on after step 0" in run("train.py", f"resume={tmp_path / 'run'}", cwd=tmp_path).stderr
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("samples")] == [0, 2]
 
 
 CYCLIC = "+schedule={_target_: torch.optim.lr_scheduler.CyclicLR, _partial_: true, base_lr: 0.001, max_lr: 0.01}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import torch
 from hydra.utils import get_class
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +31,10 @@ WORDS: dict[Any, str] = {
 }
 
 
+COUNTED = {"hidden", "width", "layers", "kernel_size", "blocks", "depth", "latent_size", "num_nodes"}
+"""Arguments that count something, of which there has to be one."""
+
+
 def check_types(node: Any, key: str = "") -> None:
     """Raise UserError where a value of a config is of another type than the argument that it is for."""
     if not isinstance(node, dict):
@@ -40,6 +45,9 @@ def check_types(node: Any, key: str = "") -> None:
         kinds = hints.get(name, ())
         if kinds and not any(_is_of(value, kind) for kind in kinds):
             raise UserError(f"{path}={value}: must be {' or '.join(WORDS[kind] for kind in kinds)}")
+        sizes = value if isinstance(value, list) else [value]
+        if name in COUNTED and any(_is_of(size, int) and size < 1 for size in sizes):
+            raise UserError(f"{path}={value}: must be at least 1")
         check_types(value, path)
 
 
@@ -53,7 +61,7 @@ def _hints(target: str) -> dict[str, tuple[Any, ...]]:
     """The types that the arguments of a class may have, where they are of WORDS only; those of its bases included."""
     try:
         found = get_class(target)
-        hints = [get_type_hints(vars(cls)["__init__"]) for cls in reversed(found.__mro__) if "__init__" in vars(cls)]
+        hints = [_annotations(vars(cls)["__init__"]) for cls in reversed(found.__mro__) if "__init__" in vars(cls)]
     except Exception:  # what cannot be imported, or has odd hints, is reported by whoever makes it
         return {}
     kinds = {
@@ -64,10 +72,22 @@ def _hints(target: str) -> dict[str, tuple[Any, ...]]:
     return {name: tuple(kind for kind in types if kind in WORDS) for name, types in kinds.items() if known[name]}
 
 
+def _annotations(function: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except NameError:  # torch imports some types for type checkers only
+        simple = {kind.__name__: kind for kind in WORDS}
+        return {name: simple.get(str(annotation), object) for name, annotation in function.__annotations__.items()}
+
+
 def check_values(config: DictConfig) -> None:
     """Values that would fail late, or with somebody else's words."""
     trainer = config.trainer
-    check_seed(config.seed)
+    if trainer.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.mps.is_available()):
+        raise UserError(
+            f"trainer.accelerator={trainer.accelerator}: torch finds no GPU here. trainer=cpu trains without, "
+            "trainer=default on what there is"
+        )
     if trainer.devices in (0, "0"):
         raise UserError("trainer.devices=0: must be at least 1")
     check_count("trainer.log_every_n_steps", trainer.log_every_n_steps)
@@ -96,7 +116,8 @@ def validates(config: DictConfig, data: TensorData, model: GAN) -> bool:
     if not trainer.val_check_interval or not any(config.metrics.values()):
         return False
     if -1 < trainer.max_steps < trainer.val_check_interval:
-        log.info("Nothing is measured: evaluate_every=%d is more than the steps.", trainer.val_check_interval)
+        if rank() == 0:
+            log.info("Nothing is measured: evaluate_every=%d is more than the steps.", trainer.val_check_interval)
         return False
     if isinstance(data, Pairs) and not data.sets["valid"]:
         return False
@@ -133,7 +154,7 @@ def check_scale(data: TensorData, model: GAN) -> None:
 def check_optimizers(model: GAN) -> None:
     try:
         model.configure_optimizers()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise UserError(f"model.*_optimizer or schedule: {error}") from error
 
 

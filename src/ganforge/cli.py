@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from shutil import rmtree
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge import jobs, sweeps
+from ganforge.devices import rank
 from ganforge.errors import UserError, explanation
 from ganforge.overrides import key_of, literal, parts, quoted, unquoted
 from ganforge.record import parts_of, read_record
@@ -68,6 +70,8 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 if in_sweep:
                     raise CompactHydraException(message) from error
                 status = _complain(message)
+                if config_name == "train" and not config.get("resume") and rank() == 0:
+                    _leave_nothing(folder)
             if status:
                 raise jobs.Ended(status)
             return jobs.objective(folder) if in_sweep else None
@@ -99,6 +103,12 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
     return decorate
 
 
+def _leave_nothing(folder: Path) -> None:
+    """Remove a run's folder where nothing but the record of a refused command is in it."""
+    if {path.name for path in folder.iterdir()} <= {".hydra", "train.log"} and folder != Path.cwd():
+        rmtree(folder)
+
+
 def _complain(message: str) -> int:
     print(message, file=sys.stderr)
     return 2
@@ -113,10 +123,14 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
 
     Hydra gets a bare copy of the record: another file beside it could steer Hydra itself.
     """
-    for option in ("sweep", "resume", "run"):
-        if f"{option}=" in arguments:  # a variable of the shell that is not set
-            raise UserError(f"{option}= has to name a folder")
+    for key, value in map(parts, arguments):
+        if f"{key}=" in arguments:  # a variable of the shell that is not set
+            raise UserError(f"{key}= has no value: give it one, or write {key}=null for none")
+        if key == "name" and ".." in Path(value).parts:
+            raise UserError(f"{key}={value}: must not lead out of logs/: hydra.run.dir= takes any folder")
     arguments = [literal(argument) for argument in arguments]
+    if config_name == "train":
+        _check_place(_folder(arguments, "hydra.run.dir") or Path("logs").resolve())
     if (sweep := _folder(arguments, "sweep")) and jobs.IN_PROCESS not in os.environ:
         arguments = sweeps.with_record(arguments, sweep, conf)
     arguments = sweeps.with_search(arguments)
@@ -124,9 +138,9 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
     if "name" in sweeps.swept_keys(arguments):
         raise UserError("name= is the name of the whole sweep: its jobs are named by what differs")
     for key, value in map(parts, arguments):
-        if value == "null" and (conf / key).is_dir():
+        if value in ("null", "[]") and (conf / key).is_dir():
             options = ", ".join(sorted(path.stem for path in (conf / key).glob("*.yaml")))
-            raise UserError(f"{key}=null: choose one of {options}")
+            raise UserError(f"{key}={value}: choose one of {options}")
     if config_name == "evaluate" and (run := _folder(arguments, "run")):
         return _on_record(arguments, run, scratch)
     folder = _folder(arguments, "resume")
@@ -136,6 +150,9 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
         raise UserError("resume= goes on with one run: leave out -m")
     record = read_record(folder)
     given = [argument for argument in arguments if key_of(argument) != "resume"]
+    placed = {"name"} if "LOCAL_RANK" in os.environ else {"name", "hydra.run.dir"}  # Lightning gives ranks theirs
+    for key in placed & set(map(key_of, given)):
+        raise UserError(f"{key}=: a run goes on in its own folder, which resume= names: leave it out")
     for group in (key for key in map(key_of, given) if (conf / key.partition("@")[0]).is_dir()):
         raise UserError(
             f"{group}= chooses anew what the run's record has settled: set single values, such as {group}.<key>=..., "
@@ -158,6 +175,14 @@ def _folder(arguments: list[str], option: str) -> Path | None:
     """The folder that an option names, if it is given."""
     value = next((value for key, value in map(parts, arguments) if key == option), None)
     return None if value in (None, "", "''", "null") else Path(unquoted(value)).expanduser().resolve()
+
+
+def _check_place(folder: Path) -> None:
+    """Raise UserError where Hydra, which writes into a run's folder first of all, would fail."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        problem = "cannot be written to" if there.is_dir() else "is no folder"
+        raise UserError(f"{there} {problem}, so there is no place for {folder}: hydra.run.dir= takes another")
 
 
 def _on_record(arguments: list[str], run: Path, scratch: Path) -> list[str]:

@@ -41,9 +41,11 @@ def explanation(error: BaseException) -> str | None:
             f"The weights of the checkpoint are not those of this model: leave its networks as they were. {difference}"
         )
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return f"{error.strerror} while writing {error.filename or 'the run folder'}: make room, then resume the run"
+        return f"{error.strerror} while writing {error.filename or 'the run folder'}: make room, then go on (resume=)"
+    if isinstance(error, OSError) and error.errno in _PLACE_ERRORS:
+        return f"{error.filename}: {error.strerror}: choose another folder for what is to be written there"
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, imported only if it was raised
-        return str(error)
+        return f"trainer: {error}"
     return None
 
 
@@ -51,3 +53,4 @@ _OF_VALUES = (ValueError, TypeError, ImportError)
 """What wrong values of options end in."""
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PLACE_ERRORS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}

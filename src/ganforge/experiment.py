@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
@@ -21,6 +22,7 @@ from ganforge.checks import (
     check_devices,
     check_optimizers,
     check_partners,
+    check_seed,
     check_types,
     check_values,
     validates,
@@ -69,6 +71,7 @@ def build(config: DictConfig, folder: Path, is_new: bool = True) -> Experiment:
 
     `is_new`: whether training begins, rather than goes on from a checkpoint.
     """
+    check_seed(config.seed)
     settle(config, "data", "model", "trainer", "callbacks", "logger")
     check_values(config)
     seed_everything(config.seed, workers=True, verbose=False)
@@ -112,15 +115,18 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list[Any], **optio
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # the data shares itself out
     }
-    return instantiate(
-        {**config, **fixed, **options},
-        default_root_dir=str(folder),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        strategy=strategy(config),
-        profiler=config.profiler or Unprofiled(),
-        _convert_="all",
-    )
+    try:
+        return instantiate(
+            {**config, **fixed, **options},
+            default_root_dir=str(folder),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            strategy=strategy(config),
+            profiler=config.profiler or Unprofiled(),
+            _convert_="all",
+        )
+    except InstantiationException as error:
+        raise UserError(f"trainer: {error.__cause__ or error}") from error
 
 
 def start_from(model: GAN, run: str) -> None:

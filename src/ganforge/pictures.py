@@ -20,13 +20,16 @@ FRAMES = 100
 def picture(samples: Tensor, real: Tensor | None = None, columns: int | None = None, padding: int = 2) -> Image.Image:
     """Images (N, C, H, W) in [-1, 1] as a grid, as square as can be; points (N, 2) as a plot over the real ones."""
     if samples.ndim == 2:
-        return scatter(samples, real)
+        return scatter(samples, real, columns)
     grid = make_grid(to_uint8(samples.cpu()), nrow=columns or ceil(sqrt(len(samples))), padding=padding)
     return to_pil_image(grid)  # make_grid repeats grey thrice
 
 
-def scatter(points: Tensor, real: Tensor | None = None) -> Image.Image:
-    """Generated points over real ones, on axes that the real ones set, so that pictures can be compared."""
+def scatter(points: Tensor, real: Tensor | None = None, joined: int | None = None) -> Image.Image:
+    """Generated points over real ones, on axes that the real ones set, so that pictures can be compared.
+
+    Lines join each `joined` points.
+    """
     from matplotlib.figure import Figure  # slow to import, and only needed for points
 
     figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
@@ -40,6 +43,8 @@ def scatter(points: Tensor, real: Tensor | None = None) -> Image.Image:
         axes.set_ylim(float((low - margin)[1]), float((high + margin)[1]))
     x, y = points.float().cpu().T  # numpy has no bfloat16
     axes.scatter(x, y, s=4, color="tab:blue", label="generated")
+    if joined:
+        axes.plot(x.view(-1, joined).T, y.view(-1, joined).T, linewidth=0.5, color="tab:blue")
     axes.legend(loc="upper center", ncols=2, frameon=False)
     buffer = BytesIO()
     figure.savefig(buffer)

@@ -126,7 +126,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Remove what a run logged and drew after a step that it goes on from, and will log and draw again."""
+    """Remove what a run logged and drew after a step that it goes on from, and will log and draw again; all of it after
+    step -1, as it begins anew."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -136,6 +137,9 @@ def drop_after(folder: Path, step: int) -> None:
             path.unlink()
     for path in folder.glob("events.out.tfevents.*"):
         records = [record for record in RawEventFileLoader(str(path)).Load() if Event.FromString(record).step <= step]
+        if not records:
+            path.unlink()
+            continue
         part = path.with_name(f"part.{path.name}")
         with part.open("wb") as file:
             writer = RecordWriter(file)

@@ -53,6 +53,8 @@ def check_request(model: GAN, config: DictConfig) -> None:
     source, labels = config.input, config.labels
     check_count("num_samples", config.num_samples)
     check_seed(config.seed)
+    if not config.output:
+        raise UserError("output= has to name a folder")
     for option in ("interpolate", "separate"):
         if not isinstance(config[option], bool):
             raise UserError(f"{option}={config[option]}: must be true or false")

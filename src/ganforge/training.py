@@ -33,8 +33,11 @@ def train(config: DictConfig, folder: Path) -> int:
     if config.resume or config.get("sweep"):  # of somebody's record; else it is what was typed
         config = checked(config)
     if config.resume or (is_there and (config.get("sweep") or _is_requeued())):
-        checkpoint = latest_checkpoint(folder)
         check_schedule(config, folder)
+        if is_there:
+            checkpoint = latest_checkpoint(folder)
+        elif rank() == 0:
+            log.info("This run was stopped before it had a checkpoint: it begins anew.")
     elif rank() == 0 and is_there:
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or use another hydra.run.dir")
     while (status := _train(config, folder, checkpoint)) is None:
@@ -60,6 +63,7 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
         data.setup()
         check_scale(data, model)
         if checkpoint is None or state is None:
+            drop_after(folder, -1)  # of a run that was killed before it had a checkpoint
             describe(config, folder, trainer, model.games)
         else:
             _prepare_folder(folder, checkpoint, state, trainer)

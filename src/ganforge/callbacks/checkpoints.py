@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from ganforge.callbacks.health import HEALTHY, Health, state_in
 from ganforge.callbacks.stopping import Diverged
+from ganforge.devices import rank
 from ganforge.errors import UserError
 from ganforge.files import is_intact, write_whole
 from ganforge.metrics.evaluation import Evaluation
@@ -95,6 +96,16 @@ class Checkpoints(Checkpoint):
         if health is not None:
             health.can_rewind |= is_proven
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Lightning miscounts once it has gone on from the end of an epoch, and would train one too many
+        loops, step = checkpoint["loops"]["fit_loop"], trainer.global_step
+        done = max(step - 1, 0) // int(trainer.num_training_batches)
+        begun = done + (step > 0)
+        for progress in loops["epoch_progress"].values():
+            progress.update(ready=begun, started=begun, processed=done, completed=done)
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = max(step - 1, 0)
+        checkpoint["epoch"] = done
+
     def _keep_best(self, trainer: Trainer) -> None:
         evaluation = callback_of(trainer, Evaluation)
         monitor = evaluation.chosen.monitor if evaluation else None
@@ -157,7 +168,8 @@ def latest_checkpoint(run: Path) -> Path:
     if is_intact(last):
         return last
     if is_intact(previous):
-        log.warning("%s is %s: taking the one before it", last, "damaged" if last.exists() else "missing")
+        if rank() == 0:
+            log.warning("%s is %s: taking the one before it", last, "damaged" if last.exists() else "missing")
         return previous
     raise UserError(f"{folder} holds no intact checkpoint: neither last.ckpt nor previous.ckpt can be read")
 

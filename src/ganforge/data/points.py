@@ -27,7 +27,10 @@ class Points(TensorData):
     def load(self, split: str = "train") -> tuple[Tensor, None]:
         if split not in ("train", "test"):
             raise UserError(f"split={split}: points have train and test")
-        return self.draw(generator(self.seed, Stream.DATA, *([1] if split == "test" else []))), None
+        points = self.draw(generator(self.seed, Stream.DATA, *([1] if split == "test" else [])))
+        if not points.isfinite().all():
+            raise UserError(f"data: the points of {type(self).__name__.lower()} are not finite with these values")
+        return points, None
 
     def draw(self, generator: torch.Generator) -> Tensor:
         raise NotImplementedError
@@ -46,6 +49,8 @@ class Mixture(Points):
 
     def __init__(self, std: float, **options: Any):
         super().__init__(**options)
+        if not std >= 0:
+            raise ValueError(f"std={std}: must not be negative")
         self.std = std
 
     def centres(self) -> Tensor:

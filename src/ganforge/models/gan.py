@@ -69,7 +69,7 @@ class GAN(Drawing, Journal):
             raise ValueError(f"moving_average_decay={moving_average_decay}: must be in [0, 1), or null for no average")
         if moving_average_every < 1:
             raise ValueError(f"moving_average_every={moving_average_every}: must be at least 1")
-        if gradient_clip is not None and gradient_clip <= 0:
+        if gradient_clip is not None and not gradient_clip > 0:
             raise ValueError(f"gradient_clip={gradient_clip}: must be a positive norm, or null for no clipping")
         for name, regularizer in regularizers.items():
             for module in discriminator.modules():
