@@ -109,9 +109,10 @@ MISTAKES = {
     "trainer.max_steps=1.5": r"trainer\.max_steps=1\.5: must be a whole number",
     "schedule=step schedule.gamma=abc": r"schedule\.gamma=abc: must be a number",
     "model.generator_optimizer.betas=[0.5]": r"model\.\*_optimizer or schedule: ",
-    "model.generator.hidden=[0]": r"generator\.hidden=\[0\]: must be at least 1",
+    "model.generator.hidden=[0]": r"model\.generator: hidden=\[0\]: layers must have at least 1 unit",
     "model.gradient_clip=nan": "gradient_clip=nan: must be a positive norm",
-    "trainer.num_nodes=0": r"trainer\.num_nodes=0: must be at least 1",
+    "trainer.num_nodes=0": r"trainer\.num_nodes=0: must be a whole number from 1",
+    "+trainer.limit_train_batches=3": r"trainer\.limit_train_batches: .*max_steps",
     "trainer.devices=abc": "trainer: .*devices",
     "data=ring data.std=-1": "std=-1: must not be negative",
     "data=grid data.spacing=nan": "points of grid are not finite",
@@ -205,6 +206,20 @@ def test_errors_of_somebodys_own_code_say_how_to_find_them(tmp_path: Path) -> No
     with pytest.raises(Exception) as error:  # noqa: PT011
         train(composed(*TINY, "loss._target_=test_entry_points.Unfinished"), tmp_path)
     assert re.match(r"model\.loss: AttributeError: .*nonsense.* \(HYDRA_FULL_ERROR=1 ", explanation(error.value) or "")
+
+
+def test_refused_commands_leave_no_folder_of_their_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    for place in ([], [f"hydra.run.dir={mine}"]):
+        assert run("train.py", *TINY, "data.batch_size=0", *place, cwd=tmp_path).returncode == 2
+    assert not list((tmp_path / "logs").rglob("*.yaml"))
+    assert (mine / ".hydra").is_dir(), "a folder that was named may be somebody's"
+
+
+def test_help_needs_no_place(tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()
+    assert run("train.py", "--help", cwd=tmp_path).returncode == 0
+    assert "is no folder" in run("train.py", *TINY, cwd=tmp_path).stderr
 
 
 def test_a_used_run_folder_is_refused(tmp_path: Path) -> None:

@@ -163,6 +163,12 @@ def test_a_run_that_was_killed_before_it_had_a_checkpoint_begins_anew(tmp_path: 
     for folder in ("killed", "whole"):
         run("train.py", *TINY_POINTS, *QUICK, f"hydra.run.dir={tmp_path / folder}", cwd=tmp_path)
     shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    before = scalars(tmp_path / "killed")
+    result = run("train.py", f"resume={tmp_path / 'killed'}", cwd=tmp_path)
+    assert "has no checkpoints" in result.stderr
+    assert scalars(tmp_path / "killed") == before, "steps were made: their checkpoints may be elsewhere"
+    for path in (tmp_path / "killed" / "samples").glob("*2.png"):  # as if they had not been
+        path.unlink()
     result = run("train.py", f"resume={tmp_path / 'killed'}", cwd=tmp_path)
     assert "begins anew" in result.stderr
     assert scalars(tmp_path / "killed") == scalars(tmp_path / "whole")
@@ -349,6 +355,7 @@ def test_resuming_a_finished_run(tmp_path: Path) -> None:
     [
         ("trainer.max_steps=9", "cannot be stretched"),
         ("model.generator_optimizer.lr=1e-5", "goes on from 0.0005"),
+        ("+schedule.gamma=0.5", r"schedule\.gamma=0\.5: .* goes on from None"),
         ("schedule.total_iters=5", r"schedule\.total_iters=5: .* goes on from 15000"),
     ],
 )

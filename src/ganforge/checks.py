@@ -31,10 +31,6 @@ WORDS: dict[Any, str] = {
 }
 
 
-COUNTED = {"hidden", "width", "layers", "kernel_size", "blocks", "depth", "latent_size", "num_nodes"}
-"""Arguments that count something, of which there has to be one."""
-
-
 def check_types(node: Any, key: str = "") -> None:
     """Raise UserError where a value of a config is of another type than the argument that it is for."""
     if not isinstance(node, dict):
@@ -45,9 +41,6 @@ def check_types(node: Any, key: str = "") -> None:
         kinds = hints.get(name, ())
         if kinds and not any(_is_of(value, kind) for kind in kinds):
             raise UserError(f"{path}={value}: must be {' or '.join(WORDS[kind] for kind in kinds)}")
-        sizes = value if isinstance(value, list) else [value]
-        if name in COUNTED and any(_is_of(size, int) and size < 1 for size in sizes):
-            raise UserError(f"{path}={value}: must be at least 1")
         check_types(value, path)
 
 
@@ -90,6 +83,10 @@ def check_values(config: DictConfig) -> None:
         )
     if trainer.devices in (0, "0"):
         raise UserError("trainer.devices=0: must be at least 1")
+    check_count("trainer.num_nodes", trainer.num_nodes)
+    for option in ("limit_train_batches", "overfit_batches"):
+        if trainer.get(option):
+            raise UserError(f"trainer.{option}: an epoch is all of the data here; trainer.max_steps= trains for less")
     check_count("trainer.log_every_n_steps", trainer.log_every_n_steps)
     if str(trainer.precision) in ("16", "16-mixed"):
         raise UserError(
@@ -163,18 +160,19 @@ def check_schedule(config: DictConfig, folder: Path) -> None:
     before: Any = read_record(folder)
     schedules: list[Any] = [OmegaConf.to_container(record.schedule, resolve=True) for record in (before, config)]
     was, now = schedules
-    if was != now:
-        steps = [record.trainer.max_steps for record in (before, config)]
-        if steps[0] == steps[1]:
-            key = next(key for key in {**was, **now} if was.get(key) != now.get(key))
+    steps = before.trainer.max_steps, config.trainer.max_steps
+    for key in {**was, **now}:
+        values = was.get(key), now.get(key)
+        if values[0] != values[1] and values == steps:
             raise UserError(
-                f"schedule.{key}={now.get(key)}: this run's schedule goes on from {was.get(key)}. Start a new run, or "
-                "resume without it"
+                f"trainer.max_steps={steps[1]}: this run's schedule was laid out for {steps[0]} steps and cannot be "
+                "stretched. Start a new run, or resume without trainer.max_steps"
             )
-        raise UserError(
-            f"trainer.max_steps={steps[1]}: this run's schedule was laid out for {steps[0]} steps and cannot be "
-            "stretched. Start a new run, or resume without trainer.max_steps"
-        )
+        if values[0] != values[1]:
+            raise UserError(
+                f"schedule.{key}={values[1]}: this run's schedule goes on from {values[0]}. Start a new run, or resume "
+                "without it"
+            )
     for option in ("generator_optimizer", "discriminator_optimizer"):
         rates = [record.model[option].get("lr") for record in (before, config)]
         if config.schedule and rates[0] != rates[1]:

@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from shutil import rmtree
 
@@ -70,7 +70,7 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 if in_sweep:
                     raise CompactHydraException(message) from error
                 status = _complain(message)
-                if config_name == "train" and not config.get("resume") and rank() == 0:
+                if config_name == "train" and "hydra.run.dir" not in map(key_of, sys.argv) and rank() == 0:
                     _leave_nothing(folder)
             if status:
                 raise jobs.Ended(status)
@@ -104,9 +104,11 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
 
 
 def _leave_nothing(folder: Path) -> None:
-    """Remove a run's folder where nothing but the record of a refused command is in it."""
-    if {path.name for path in folder.iterdir()} <= {".hydra", "train.log"} and folder != Path.cwd():
-        rmtree(folder)
+    """Remove the new folder of a run where nothing but the record of a refused command is in it."""
+    if {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
+        rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # which holds other runs
+            folder.parent.rmdir()
 
 
 def _complain(message: str) -> int:
@@ -126,11 +128,9 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
     for key, value in map(parts, arguments):
         if f"{key}=" in arguments:  # a variable of the shell that is not set
             raise UserError(f"{key}= has no value: give it one, or write {key}=null for none")
-        if key == "name" and ".." in Path(value).parts:
+        if key == "name" and ".." in Path(value.strip("'\"")).parts:
             raise UserError(f"{key}={value}: must not lead out of logs/: hydra.run.dir= takes any folder")
     arguments = [literal(argument) for argument in arguments]
-    if config_name == "train":
-        _check_place(_folder(arguments, "hydra.run.dir") or Path("logs").resolve())
     if (sweep := _folder(arguments, "sweep")) and jobs.IN_PROCESS not in os.environ:
         arguments = sweeps.with_record(arguments, sweep, conf)
     arguments = sweeps.with_search(arguments)
@@ -145,6 +145,8 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
         return _on_record(arguments, run, scratch)
     folder = _folder(arguments, "resume")
     if folder is None:
+        if config_name == "train" and not any(argument.startswith("-") for argument in arguments):
+            _check_place(dict(map(parts, arguments)).get("hydra.run.dir", "logs"))
         return arguments
     if {"-m", "--multirun"} & set(arguments):
         raise UserError("resume= goes on with one run: leave out -m")
@@ -177,9 +179,11 @@ def _folder(arguments: list[str], option: str) -> Path | None:
     return None if value in (None, "", "''", "null") else Path(unquoted(value)).expanduser().resolve()
 
 
-def _check_place(folder: Path) -> None:
+def _check_place(name: str) -> None:
     """Raise UserError where Hydra, which writes into a run's folder first of all, would fail."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    folder = Path(name).absolute()
+    # False also for what may not be looked at, where Path.exists raises
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
     if not there.is_dir() or not os.access(there, os.W_OK):
         problem = "cannot be written to" if there.is_dir() else "is no folder"
         raise UserError(f"{there} {problem}, so there is no place for {folder}: hydra.run.dir= takes another")

@@ -26,7 +26,7 @@ def explanation(error: BaseException) -> str | None:
         said = str(cause)
         if not isinstance(cause, _OF_VALUES):  # perhaps of the code that was called, which only its author can mend
             said = f"{type(cause).__name__}: {cause} (HYDRA_FULL_ERROR=1 shows where)"
-        return f"{key.group(1)}: {said}" if key else said
+        return f"{key.group(1) if key else 'trainer'}: {said}"  # which is not made of a config's own node
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has to be given: {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):
@@ -41,9 +41,9 @@ def explanation(error: BaseException) -> str | None:
             f"The weights of the checkpoint are not those of this model: leave its networks as they were. {difference}"
         )
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return f"{error.strerror} while writing {error.filename or 'the run folder'}: make room, then go on (resume=)"
-    if isinstance(error, OSError) and error.errno in _PLACE_ERRORS:
-        return f"{error.filename}: {error.strerror}: choose another folder for what is to be written there"
+        return f"{error.strerror} while writing {error.filename or 'the run folder'}: make room and try again"
+    if isinstance(error, OSError) and error.errno in _PLACE_ERRORS and error.filename:
+        return f"{error.filename}: {error.strerror}"
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, imported only if it was raised
         return f"trainer: {error}"
     return None
@@ -53,4 +53,4 @@ _OF_VALUES = (ValueError, TypeError, ImportError)
 """What wrong values of options end in."""
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PLACE_ERRORS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+_PLACE_ERRORS = {errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
@@ -115,18 +114,15 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list[Any], **optio
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # the data shares itself out
     }
-    try:
-        return instantiate(
-            {**config, **fixed, **options},
-            default_root_dir=str(folder),
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            strategy=strategy(config),
-            profiler=config.profiler or Unprofiled(),
-            _convert_="all",
-        )
-    except InstantiationException as error:
-        raise UserError(f"trainer: {error.__cause__ or error}") from error
+    return instantiate(
+        {**config, **fixed, **options},
+        default_root_dir=str(folder),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        strategy=strategy(config),
+        profiler=config.profiler or Unprofiled(),
+        _convert_="all",
+    )
 
 
 def start_from(model: GAN, run: str) -> None:

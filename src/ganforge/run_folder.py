@@ -125,6 +125,14 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
+def was_stopped_at_once(folder: Path) -> bool:
+    """Whether a run was stopped before its checkpoint of step 0 was written, so that there is nothing to lose."""
+    checkpoints, pictures = folder / "checkpoints", (folder / "samples").glob("step-*.png")
+    if checkpoints.is_symlink() or any(path.stem != "step-00000000" for path in pictures):
+        return False
+    return all(path.name.startswith("next.ckpt") for path in checkpoints.glob("*"))
+
+
 def drop_after(folder: Path, step: int) -> None:
     """Remove what a run logged and drew after a step that it goes on from, and will log and draw again; all of it after
     step -1, as it begins anew."""

@@ -18,7 +18,7 @@ from ganforge.devices import rank
 from ganforge.errors import UserError
 from ganforge.experiment import build
 from ganforge.files import has_checkpoint
-from ganforge.run_folder import describe, drop_after, finish_message, stop_message
+from ganforge.run_folder import describe, drop_after, finish_message, stop_message, was_stopped_at_once
 from ganforge.targets import checked
 from ganforge.trainers import callback_of, is_done
 
@@ -34,10 +34,11 @@ def train(config: DictConfig, folder: Path) -> int:
         config = checked(config)
     if config.resume or (is_there and (config.get("sweep") or _is_requeued())):
         check_schedule(config, folder)
-        if is_there:
+        if not was_stopped_at_once(folder):
             checkpoint = latest_checkpoint(folder)
         elif rank() == 0:
-            log.info("This run was stopped before it had a checkpoint: it begins anew.")
+            log.info("This run was stopped before its first step: it begins anew.")
+            drop_after(folder, -1)
     elif rank() == 0 and is_there:
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or use another hydra.run.dir")
     while (status := _train(config, folder, checkpoint)) is None:
@@ -63,7 +64,6 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
         data.setup()
         check_scale(data, model)
         if checkpoint is None or state is None:
-            drop_after(folder, -1)  # of a run that was killed before it had a checkpoint
             describe(config, folder, trainer, model.games)
         else:
             _prepare_folder(folder, checkpoint, state, trainer)

@@ -24,7 +24,7 @@ class Samples(Callback):
         self.count = count
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == 0 and not picture_path(trainer).exists():
+        if trainer.ckpt_path is None:  # else it was drawn before the checkpoint
             self.draw(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -226,8 +226,8 @@ class Pairs(TensorData):
             if min(height, width) < smallest
         }
         refuse_bad(packed._replace(bad=packed.bad | small), names, self.on_error, path)
-        if path in (self.root, self.low_root):
-            self.identity = " ".join(filter(None, (self.identity, title)))
+        if path in (self.root, self.low_root) and title not in self.identity:
+            self.identity = f"{self.identity} {title}".strip()
         kept = [position for position, i in enumerate(readable) if i not in small]
         photographs = Photographs(packed.bytes, packed.shapes).ordered(torch.tensor(kept))
         return [names[readable[position]] for position in kept], photographs

@@ -220,10 +220,12 @@ class GAN(Drawing, Journal):
 
     def on_fit_start(self) -> None:
         # a checkpoint will restore the options of its optimizers; those of the config hold, as one may set them anew
-        others = {"params", *(_SCHEDULED if self.schedule else ())}
-        self._options = [
-            {key: value for key, value in group.items() if key not in others} for group in self._parameter_groups()
-        ]
+        self._options = []
+        for group in self._parameter_groups():
+            scheduled = ["lr", "initial_lr"] if self.schedule else []
+            if "max_momentum" in group:  # CyclicLR and OneCycleLR move more than the rate
+                scheduled += ["betas", "momentum"]
+            self._options.append({key: group[key] for key in group if key not in ("params", *scheduled)})
 
     def _parameter_groups(self) -> Iterator[dict[str, Any]]:
         return (group for optimizer in self.trainer.optimizers for group in optimizer.param_groups)
@@ -325,9 +327,6 @@ class GAN(Drawing, Journal):
 
 _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 """Lightning's hooks around the updates."""
-
-_SCHEDULED = ("lr", "initial_lr", "betas", "momentum")
-"""What schedules change of an optimizer's options."""
 
 
 def _nothing() -> None: ...

@@ -78,9 +78,11 @@ class SRGAN(Pix2Pix):
         return in_tiles(lambda part: game.generator(latent, part), condition, self.tile, self.margin)
 
     def start_from(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of another run, the discriminator's only where they fit: the first stage does not train it,
-        and its layers depend on the size of the crops."""
+        """Take the weights of another run; but the discriminator's, which the first stage does not train, only where
+        they fit: its layers depend on the size of the crops."""
         mine = {name: value for name, value in self.state_dict().items() if name.startswith("discriminator.")}
         theirs = {name: value.shape for name, value in state.items() if name.startswith("discriminator.")}
         fits = theirs == {name: value.shape for name, value in mine.items()}
+        if not fits:
+            log.info("The discriminator begins anew: that of the run that training starts from has other layers.")
         super().start_from(state if fits else state | mine)

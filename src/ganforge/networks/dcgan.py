@@ -33,6 +33,11 @@ def initialize(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def _check_sizes(width: int, kernel_size: int) -> None:
+    if min(width, kernel_size) < 1:
+        raise ValueError(f"width={width}, kernel_size={kernel_size}: must be at least 1")
+
+
 def _layer_count(image_size: int, layers: int | None) -> tuple[int, int, int]:
     """(side of the coarsest map, number of layers, how many of them keep the resolution)."""
     side, doublings = coarsest(image_size)
@@ -84,6 +89,7 @@ class Generator(nn.Module):
         normalization: Layer | None = nn.BatchNorm2d,
     ):
         super().__init__()
+        _check_sizes(width, kernel_size)
         side, count, keeping = _layer_count(image_size, layers)
         widths = [width * 2**i for i in reversed(range(count))]
         bias = normalization is None  # a normalisation subtracts the bias again
@@ -133,6 +139,7 @@ class Discriminator(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
+        _check_sizes(width, kernel_size)
         side, count, keeping = _layer_count(image_size, layers)
         modules: list[nn.Module] = []
         before = channels

@@ -10,6 +10,8 @@ from ganforge.networks.layers import Layer
 
 
 def _hidden(sizes: Sequence[int], activation: Layer, normalization: Layer | None) -> list[nn.Module]:
+    if min(sizes) < 1:
+        raise ValueError(f"hidden={list(sizes[1:])}: layers must have at least 1 unit")
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
         layers.append(nn.Linear(before, after))
