@@ -13,10 +13,12 @@ from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_resume import scalars
+from torch import Tensor
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
 from ganforge.callbacks.signs import SIGNS, Watched, swing
 from ganforge.files import read_json
+from ganforge.losses import NonSaturating
 from ganforge.training import train
 
 HASTY = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=4"]
@@ -63,13 +65,30 @@ def both_learn_at(rate: float) -> list[str]:
     return ["model=gan", "data=quadratic", "regularizer=none", *rates]
 
 
+class Swinging(NonSaturating):
+    """Has the losses of a game that goes in circles: trainings that do differ from processor to processor."""
+
+    updates = 0
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        self.updates += 1
+        return self._factor * super().discriminator(real_logits, fake_logits)
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return self._factor * super().generator(fake_logits, real_logits)
+
+    @property
+    def _factor(self) -> float:
+        return 1 + 0.95 * math.sin(self.updates * 2 * math.pi / 80)
+
+
 NO_DIVERSITY = "~metrics.against_real.diversity"  # of which small networks have none at first
 
 
 FAILURES = {
     "a collapsed generator": ([*TINY_POINTS, sabotaged(0)], {"lost_diversity", "lost_feature_diversity"}),
     "a D far too strong": ([*TINY_POINTS, *TOO_STRONG], {"discriminator_wins", "saturation"}),
-    "a high learning rate": (both_learn_at(0.1), {"oscillation"}),
+    "a game that goes in circles": ([*TINY_POINTS, "loss._target_=test_health.Swinging"], {"oscillation"}),
     "a diverging learning rate": (both_learn_at(3), {"exploding_weights"}),
     "a saturated generator": (
         ["model=gan", "data=mnist", *TINY_MLP, sabotaged(0, value=100)],

@@ -173,11 +173,20 @@ def _end_workers(number: int, _: Any) -> None:
 
 def end_with_parent() -> None:
     """Have this process stop, as on SIGTERM, when the one that started it dies. On Linux; elsewhere there is no way."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    _signal_at_parents_end(signal.SIGTERM)
     if IN_PROCESS in os.environ and "LOCAL_RANK" not in os.environ and os.environ[IN_PROCESS] != str(os.getppid()):
         sys.exit(128 + signal.SIGTERM)  # it has died already
+
+
+def heard() -> None:
+    """Ask for no more signals: as a parent with several threads dies, Linux may send one for each."""
+    _signal_at_parents_end(0)
+
+
+def _signal_at_parents_end(number: int) -> None:
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def objective(folder: Path) -> float | None:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from ganforge import jobs
 from ganforge.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Stopping(Callback):
     def _interrupt(self, trainer: Trainer, number: int) -> None:
         is_first, self.interrupted = not self.interrupted, number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        jobs.heard()
         if trainer.is_global_zero and is_first:
             with suppress(RuntimeError):  # the signal came while another line was written, which Python forbids
                 log.warning("Stopping at the end of this step. Ctrl-C again stops at once.")
