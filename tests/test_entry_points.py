@@ -213,6 +213,7 @@ def test_refused_commands_leave_no_folder_of_their_own(tmp_path: Path) -> None:
     for place in ([], [f"hydra.run.dir={mine}"]):
         assert run("train.py", *TINY, "data.batch_size=0", *place, cwd=tmp_path).returncode == 2
     assert not list((tmp_path / "logs").rglob("*.yaml"))
+    assert run("train.py", f"resume={mine}", cwd=tmp_path).returncode == 2
     assert (mine / ".hydra").is_dir(), "a folder that was named may be somebody's"
 
 

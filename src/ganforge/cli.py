@@ -70,7 +70,8 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 if in_sweep:
                     raise CompactHydraException(message) from error
                 status = _complain(message)
-                if config_name == "train" and "hydra.run.dir" not in map(key_of, sys.argv) and rank() == 0:
+                is_new = not {"hydra.run.dir", "resume"} & set(map(key_of, original))
+                if config_name == "train" and is_new and rank() == 0:
                     _leave_nothing(folder)
             if status:
                 raise jobs.Ended(status)
@@ -146,7 +147,7 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
     folder = _folder(arguments, "resume")
     if folder is None:
         if config_name == "train" and not any(argument.startswith("-") for argument in arguments):
-            _check_place(dict(map(parts, arguments)).get("hydra.run.dir", "logs"))
+            _check_place(dict(map(parts, arguments)).get("hydra.run.dir", "logs").strip("'\""))
         return arguments
     if {"-m", "--multirun"} & set(arguments):
         raise UserError("resume= goes on with one run: leave out -m")
