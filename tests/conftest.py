@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from forking import run_forked
 from hydra import compose, initialize_config_dir
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -71,6 +73,19 @@ def run(
         return run_forked(ROOT / script, arguments, cwd, environment, timeout)
     command = [sys.executable, str(ROOT / script), *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def run_ranks(
+    count: int, script: str, *arguments: str, cwd: Path, **environment: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run a script with `trainer.devices=` in as many forks, as torchrun starts them."""
+    given = {**environment, "MASTER_PORT": str(find_free_network_port())}
+
+    def start(rank: int) -> subprocess.CompletedProcess[str]:
+        return run(script, *arguments, f"trainer.devices={count}", cwd=cwd, **given, LOCAL_RANK=str(rank))
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(start, range(count)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,6 @@
 """Entry points in forks of a process that has imported the libraries, for importing is most of the work of a short run.
 
-Not for what starts processes by multiprocessing itself, such as joblib, nor for PYTHONPATH.
+Not for what starts processes by multiprocessing itself, such as joblib.
 """
 
 import atexit
@@ -51,7 +51,7 @@ def _play(
         os.close(file)
     np.random.seed()  # or all forks would draw the same
     sys.argv = [str(script), *arguments]
-    sys.path[0] = str(script.parent)
+    sys.path[:1] = [str(script.parent), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     try:
         runpy.run_path(str(script), run_name="__main__")
     finally:

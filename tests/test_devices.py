@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, run, tiny
+from conftest import TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, run, run_ranks, tiny
 from test_resume import scalars
 
 from ganforge.devices import device_count, strategy, synchronises
@@ -35,10 +35,8 @@ def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, pictures: 
     options += ["trainer.precision=64-true", "trainer.log_every_n_steps=1", "model.discriminator_steps=2"]
     options += ["regularizer=gradient_penalty", "trainer.enable_progress_bar=false"]
     for devices in (1, 2):
-        result = run(
-            "train.py", *options, f"trainer.devices={devices}", f"hydra.run.dir={tmp_path}/{devices}", cwd=tmp_path
-        )
-        assert result.returncode == 0, result.stderr
+        for result in run_ranks(devices, "train.py", *options, f"hydra.run.dir={tmp_path}/{devices}", cwd=tmp_path):
+            assert result.returncode == 0, result.stderr
     logged = [scalars(tmp_path / str(devices)) for devices in (1, 2)]
     game = "level_14/" if name == "lapgan" else ""
     for tag in ("loss_d/total", "loss_d/gradient_penalty", "loss_g/total", "logits/real", "gradient_norm/g"):
@@ -67,7 +65,7 @@ class SameWeights(Callback):
         assert torch.equal(*both), "the ranks' weights differ"
         print("equal at", trainer.global_step, flush=True)
 
-options = ["model=dcgan", "data.root=" + sys.argv[1], "data.batch_size=16", "trainer=cpu", "trainer.devices=2"]
+options = ["model=dcgan", "data.root=" + sys.argv[1], "data.batch_size=16", "trainer=cpu", sys.argv[3]]
 options += [*TINY_DCGAN, "trainer.max_steps=5"]
 experiment = build(composed(*options), Path(sys.argv[2]))
 experiment.trainer.callbacks.insert(0, SameWeights())
@@ -81,13 +79,14 @@ def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Pa
     script = tmp_path / "checking.py"
     script.write_text(CHECKING)
     arguments = str(script), str(fake_mnist), str(tmp_path / "run")
-    result = run(*arguments, cwd=tmp_path, forked=False, PYTHONPATH=str(Path(__file__).parent))
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("equal at") == 10
-    buffers = [line for line in result.stdout.splitlines() if line.startswith("buffers")]
-    assert len(buffers) == 2
-    assert len(set(buffers)) == 1, "the last checkpoint gave all ranks the buffers of rank 0"
-    assert "BatchNorm on 2 CPU processes" in result.stderr
+    results = run_ranks(2, *arguments, cwd=tmp_path, PYTHONPATH=str(Path(__file__).parent))
+    for result in results:
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("equal at") == 5
+    first, second = (result.stdout.splitlines()[-1] for result in results)
+    assert first.startswith("buffers")
+    assert first == second, "the last checkpoint gave all ranks the buffers of rank 0"
+    assert "BatchNorm on 2 CPU processes" in results[0].stderr
 
 
 def slurm(node: int, **others: str) -> dict[str, str]:

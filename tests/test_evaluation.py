@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_DCGAN, TINY_POINTS, composed, equal, fitted, recorded, run, save_picture
+from conftest import TINY_DCGAN, TINY_POINTS, composed, equal, fitted, recorded, run, run_ranks, save_picture
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics import Metric
@@ -287,8 +287,9 @@ def test_one_two_and_three_processes_print_the_same(tmp_path: Path, fake_mnist: 
     found = []
     for devices in (1, 2, 3):
         cache = tmp_path / f"cache-{devices}"  # so that the real statistics are computed by all, too
-        result = run("evaluate.py", *command, f"trainer.devices={devices}", f"cache_dir={cache}", cwd=tmp_path)
+        result, *others = run_ranks(devices, "evaluate.py", *command, f"cache_dir={cache}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
+        assert not any(other.stdout for other in others)
         found.append((values(result.stdout), {n: e["evaluated"][-1]["value"] for n, e in numbers(folder).items()}))
     assert len(found[0][0]) == 9
     for printed, exact in found[1:]:
@@ -356,7 +357,7 @@ def test_bicubic_needs_no_training(tmp_path: Path) -> None:
     single = run("evaluate.py", *command, cwd=tmp_path)
     assert single.returncode == 0, single.stderr
     assert list(values(single.stdout)) == ["psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"]
-    several = run("evaluate.py", *command, "trainer.devices=3", cwd=tmp_path)  # more than there are images
+    several, *_ = run_ranks(3, "evaluate.py", *command, cwd=tmp_path)  # more than there are images
     assert values(several.stdout) == values(single.stdout)
     trained = run(
         "train.py", "model=bicubic", "data=pairs", "data.root=photographs", "data.image_size=16", cwd=tmp_path
@@ -394,7 +395,7 @@ def test_a_strangers_run_cannot_run_code_or_choose_where_to_write(tmp_path: Path
     good = record.read_text()
     (folder / "evil.py").write_text("from pathlib import Path\nPath('ran').touch()\nclass Evil: ...\n")
     record.write_text(good.replace("ganforge.metrics.features.FrechetDistance", "run.evil.Evil"))
-    result = run("evaluate.py", f"run={folder}", cwd=tmp_path, forked=False, PYTHONPATH=str(tmp_path))
+    result = run("evaluate.py", f"run={folder}", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert result.returncode == 2
     assert "This run makes run.evil.Evil" in result.stderr
     assert not (tmp_path / "ran").exists()
@@ -405,6 +406,7 @@ def test_a_strangers_run_cannot_run_code_or_choose_where_to_write(tmp_path: Path
     assert numbers(folder)["fid_digits"]["evaluated"][-1]["provenance"]["fake_samples"] == 100
 
 
+@pytest.mark.slow
 def test_a_sweep_of_evaluations(tmp_path: Path, fake_mnist: Path) -> None:
     folder = recorded(tmp_path / "run", *DIGITS, f"data.root={fake_mnist}", "metrics=fid", "evaluate_every=1")
     command = ["-m", f"run={folder}", "num_samples=100,164", "trainer=cpu", "trainer.devices=2"]

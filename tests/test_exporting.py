@@ -45,6 +45,7 @@ INPUTS = {
     "pix2pix": {"image": ("N", 1, "H", "W")},
 }
 INPUTS["lapgan_conditional"] = {**INPUTS["lapgan"], "label": ("N",)}
+LIKE_OTHERS = ("dcgan", "cgan", "lapgan")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def exported(run: Path, output: Path, kind: str, *options: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in MODELS])
 def test_files_make_what_the_model_makes(runs: dict[str, Path], tmp_path: Path, name: str, kind: str) -> None:
     path = exported(runs[name], tmp_path, kind)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", path.name]

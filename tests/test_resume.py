@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, TINY_DCGAN, TINY_POINTS, composed, equal, fitted, run, tiny
+from conftest import QUICK, ROOT, TINY_DCGAN, TINY_POINTS, composed, equal, fitted, run, run_ranks, tiny
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -225,7 +225,7 @@ def best_at(path: Path) -> int:
 KILLED = [
     *TINY_POINTS,
     "checkpoint_every=20",
-    "trainer.max_steps=300",
+    "trainer.max_steps=160",
     "trainer.log_every_n_steps=1",
     "sample_every=50",
 ]
@@ -262,12 +262,12 @@ def kill_after_checkpoint(folder: Path, arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_resume_after_sigkill(tmp_path: Path, devices: int) -> None:
-    arguments = [*KILLED, f"trainer.devices={devices}", "trainer.accelerator=cpu"]
-    whole = run("train.py", *arguments, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path)
+    arguments = [*KILLED, "trainer.accelerator=cpu"]
+    whole, *_ = run_ranks(devices, "train.py", *arguments, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     folder = tmp_path / "killed"
-    kill_after_checkpoint(folder, [*arguments, f"hydra.run.dir={folder}"])
-    assert not (folder / "samples" / "step-00000300.png").exists()
+    kill_after_checkpoint(folder, [*arguments, f"trainer.devices={devices}", f"hydra.run.dir={folder}"])
+    assert not (folder / "samples" / "step-00000160.png").exists()
     record = (folder / ".hydra" / "config.yaml").read_bytes()
     resumed = run("train.py", f"resume={folder}", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
@@ -280,7 +280,7 @@ def test_resume_after_sigkill(tmp_path: Path, devices: int) -> None:
     assert equal(first["optimizer_states"], second["optimizer_states"])
     logged = scalars(folder)
     assert logged == scalars(tmp_path / "whole")
-    assert [step for step, _ in logged["loss_d/total"]] == list(range(1, 301))
+    assert [step for step, _ in logged["loss_d/total"]] == list(range(1, 161))
     EventAccumulator(str(folder)).Reload()
 
 

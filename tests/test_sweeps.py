@@ -97,7 +97,12 @@ def test_jobs_of_two_processes(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sweeps"]
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "launcher", ["joblib", pytest.param("submitit_local", marks=SLOW), pytest.param("ray", marks=SLOW)]
+)
 def test_launchers(tmp_path: Path, launcher: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     result = run("train.py", "-m", f"hydra/launcher={launcher}", *TINY, "seed=0,1", cwd=tmp_path, forked=False)
@@ -139,9 +144,18 @@ def processes_in(folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the end of its parent")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, number: int, launcher: str) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [
+        ("basic", signal.SIGINT),
+        pytest.param("basic", signal.SIGTERM, marks=SLOW),
+        pytest.param("basic", signal.SIGKILL, marks=SLOW),
+        pytest.param("joblib", signal.SIGINT, marks=SLOW),
+        pytest.param("joblib", signal.SIGTERM, marks=SLOW),
+        ("joblib", signal.SIGKILL),
+    ],
+)
+def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, launcher: str, number: int) -> None:
     options, begun = ["trainer.devices=2"], ["0-seed=0"]
     if launcher == "joblib":  # where a process too many has no job
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

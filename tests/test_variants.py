@@ -13,7 +13,7 @@ import torch
 from conftest import composed, equal, fitted, recorded, run, save_picture, tiny
 from PIL import Image
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models.vgg import make_layers
 
 from ganforge.checks import check_scale
 from ganforge.content import VGG16, Pixels
@@ -306,7 +306,7 @@ def test_a_patch_discriminator_looks_at_seventy_pixels() -> None:
 def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
     torch.manual_seed(0)
-    torch.save({f"features.{k}": v.half() for k, v in get_model("vgg16").features[:9].state_dict().items()}, path)
+    torch.save({f"features.{k}": v.half() for k, v in make_layers([64, 64, "M", 128, 128]).state_dict().items()}, path)
     return path
 
 

@@ -67,11 +67,12 @@ class VGG(Content):
     def network(self) -> nn.Module:
         url = torchvision.models.get_model_weights(self.name).DEFAULT.url
         file = weights_file(self.weights, url, "content.weights")
-        network = torchvision.models.get_model(self.name, weights=None).features[: self.layers]
+        with torch.device("meta"):  # drawing weights for all of VGG takes seconds
+            network = torchvision.models.get_model(self.name, weights=None).features[: self.layers]
         try:
             state = torch.load(file, weights_only=True, map_location="cpu")
             state = {name.removeprefix("features."): value for name, value in state.items()}
-            network.load_state_dict({name: state[name] for name in network.state_dict()})
+            network.load_state_dict({name: state[name].float() for name in network.state_dict()}, assign=True)
         except Exception as error:  # whatever is wrong with it
             raise UserError(f"content.weights={file} does not hold the features of {self.name}") from error
         return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
