@@ -20,10 +20,10 @@ train: $(READY) ## Train the quickstart, or what ARGS="model=gan data=quadratic"
 	$(RUN) train.py $(ARGS)
 
 test: $(READY) ## The tests of every change, under ten minutes on two cores
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
 test-all: $(READY) ## All tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(READY) ## ruff and mypy
 	$(RUN) -m ruff check .

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -288,12 +289,10 @@ def test_a_killed_packing_goes_on(pictures: Path, tmp_path: Path) -> None:
 def test_processes_that_start_together_pack_once(pictures: Path, tmp_path: Path) -> None:
     script = tmp_path / "packing_script.py"
     script.write_text(PACKING)
-    processes = [
-        subprocess.Popen([sys.executable, str(script), str(pictures), "0.3"], stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = "".join(process.communicate(timeout=60)[1] for process in processes)
-    assert [process.returncode for process in processes] == [0, 0], said
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda _: run(str(script), str(pictures), "0.3", cwd=tmp_path), range(2)))
+    said = "".join(result.stderr for result in results)
+    assert [result.returncode for result in results] == [0, 0], said
     assert said.count("Packing 24 images") == 1
     assert said.count("Waiting for another process") == 1
 
