@@ -16,7 +16,8 @@ import numpy as np
 
 os.environ["OMP_NUM_THREADS"] = "1"  # which torch looks at when it is imported, in the server
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "torchvision", "lightning.pytorch", "torchmetrics", "hydra"])
+LIBRARIES = ["torch", "torchvision", "lightning.pytorch", "torchmetrics", "hydra", "torch.utils.tensorboard"]
+SERVER.set_forkserver_preload([*LIBRARIES, "matplotlib.backends.backend_agg"])
 
 
 def run_forked(
