@@ -19,7 +19,7 @@ $(READY): requirements.lock pyproject.toml
 train: $(READY) ## Train the quickstart, or what ARGS="model=gan data=quadratic" says
 	$(RUN) train.py $(ARGS)
 
-test: $(READY) ## The tests of every change, under ten minutes on two cores
+test: $(READY) ## The tests of every change, five to twelve minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
 test-all: $(READY) ## All tests
