@@ -42,6 +42,11 @@ def tiny(model: str, *overrides: str) -> list[str]:
     return [f"model={model}", *TINY.get(model, TINY_DCGAN), *overrides]
 
 
+def slow(*values: Any) -> Any:
+    """A case that only `make test-all` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def composed(*overrides: str, config: str = "train") -> DictConfig:
     register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

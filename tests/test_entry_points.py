@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_DCGAN, TINY_POINTS, composed, recorded, run
+from conftest import ROOT, TINY_DCGAN, TINY_POINTS, composed, recorded, run, slow
 from PIL import Image
 
 from ganforge.callbacks.stopping import Stopping
@@ -254,10 +254,7 @@ def started(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
         process.wait()
 
 
-@pytest.mark.parametrize(
-    ("devices", "number"),
-    [(1, signal.SIGINT), pytest.param(2, signal.SIGINT, marks=pytest.mark.slow), (2, signal.SIGTERM)],
-)
+@pytest.mark.parametrize(("devices", "number"), [(1, signal.SIGINT), slow(2, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, devices: int, number: signal.Signals) -> None:
     folder = tmp_path / "run"
     with started(folder, f"trainer.devices={devices}") as process:

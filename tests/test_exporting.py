@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import TINY_POINTS, composed, run, tiny
+from conftest import TINY_POINTS, composed, run, slow, tiny
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -72,7 +72,7 @@ def exported(run: Path, output: Path, kind: str, *options: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in MODELS])
+@pytest.mark.parametrize("name", [slow(name) if name in LIKE_OTHERS else name for name in MODELS])
 def test_files_make_what_the_model_makes(runs: dict[str, Path], tmp_path: Path, name: str, kind: str) -> None:
     path = exported(runs[name], tmp_path, kind)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", path.name]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MLP, TINY_POINTS, composed, equal, run_ranks
+from conftest import TINY_MLP, TINY_POINTS, composed, equal, run_ranks, slow
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -124,9 +124,7 @@ HEALTHY = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["quadratic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ring", "digits"))]
-)
+@pytest.mark.parametrize("name", ["quadratic", slow("ring"), slow("digits")])
 def test_healthy_trainings_are_left_alone(tmp_path: Path, test_data: Callable[[str], Path], name: str) -> None:
     data = [f"data.root={test_data('mnist')}"] if "data=mnist" in HEALTHY[name] else []
     usual = ["trainer.log_every_n_steps=16", "callbacks.health.patience=300", "evaluate_every=250"]

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import QUICK, ROOT, TINY_POINTS, composed, recorded, run
+from conftest import QUICK, ROOT, TINY_POINTS, composed, recorded, run, slow
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
@@ -97,12 +97,7 @@ def test_jobs_of_two_processes(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sweeps"]
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "launcher", ["joblib", pytest.param("submitit_local", marks=SLOW), pytest.param("ray", marks=SLOW)]
-)
+@pytest.mark.parametrize("launcher", ["joblib", slow("submitit_local"), slow("ray")])
 def test_launchers(tmp_path: Path, launcher: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     result = run("train.py", "-m", f"hydra/launcher={launcher}", *TINY, "seed=0,1", cwd=tmp_path, forked=False)
@@ -148,10 +143,10 @@ def processes_in(folder: Path) -> list[int]:
     ("launcher", "number"),
     [
         ("basic", signal.SIGINT),
-        pytest.param("basic", signal.SIGTERM, marks=SLOW),
-        pytest.param("basic", signal.SIGKILL, marks=SLOW),
-        pytest.param("joblib", signal.SIGINT, marks=SLOW),
-        pytest.param("joblib", signal.SIGTERM, marks=SLOW),
+        slow("basic", signal.SIGTERM),
+        slow("basic", signal.SIGKILL),
+        slow("joblib", signal.SIGINT),
+        slow("joblib", signal.SIGTERM),
         ("joblib", signal.SIGKILL),
     ],
 )
