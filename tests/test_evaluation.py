@@ -357,7 +357,7 @@ def test_bicubic_needs_no_training(tmp_path: Path) -> None:
     single = run("evaluate.py", *command, cwd=tmp_path)
     assert single.returncode == 0, single.stderr
     assert list(values(single.stdout)) == ["psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"]
-    several, *_ = run_ranks(3, "evaluate.py", *command, cwd=tmp_path)  # more than there are images
+    several = run("evaluate.py", *command, "trainer.devices=3", cwd=tmp_path)  # more than there are images
     assert values(several.stdout) == values(single.stdout)
     trained = run(
         "train.py", "model=bicubic", "data=pairs", "data.root=photographs", "data.image_size=16", cwd=tmp_path
