@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 
 from ganforge.callbacks.checkpoints import read_checkpoint
 from ganforge.errors import UserError
-from ganforge.sweeps import gone_on_with, remember, swept, with_record
+from ganforge.sweep_record import gone_on_with, with_record
+from ganforge.sweeps import remember, swept
 from ganforge.training import train
 
 TINY = [*TINY_POINTS, "trainer.max_steps=2", "trainer.accelerator=cpu", "evaluate_every=2", "data.num_samples=64"]
@@ -267,10 +268,10 @@ def test_a_search_needs_something_to_search_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "hydra", "message"),
     [
-        ("hydra/launcher=submitit_local", "", "which no sweep writes"),
-        ("+hydra.callbacks.x={_target_: os.getcwd}", "", "which no sweep writes"),
-        ("--config-dir=/tmp", "", "which no sweep writes"),
-        ("experiment=../../../tmp/evil", "", "which no sweep writes"),
+        ("hydra/launcher=submitit_local", "", "may run code, or start more processes"),
+        ("+hydra.callbacks.x={_target_: os.getcwd}", "", "may run code, or start more processes"),
+        ("--config-dir=/tmp", "", "may run code, or start more processes"),
+        ("experiment=../../../tmp/evil", "", "may run code, or start more processes"),
         ("seed=0", "hydra.sweeper.storage=redis://somewhere", "give that again"),
         ("seed=0", "hydra/sweeper/sampler=cmaes", "give that again"),
     ],
@@ -295,7 +296,7 @@ def test_a_hostile_sweep_is_refused(tmp_path: Path) -> None:
         " 'hydra.sweeper.params._target_=os.system']\n"
     )
     result = run("train.py", f"sweep={tmp_path}", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "This run makes os.system, which is not of ganforge" in result.stderr
-    assert "Launching 1 jobs locally" in result.stderr + result.stdout
+    assert result.returncode == 2
+    assert "sweep.yaml has model._target_=os.system, which may run code" in result.stderr
+    assert not list(tmp_path.glob("*/"))
     assert "is no sweep" in run("train.py", "sweep=/nowhere", cwd=tmp_path).stderr

@@ -14,12 +14,18 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ganforge import jobs, sweeps
+from ganforge import __version__, jobs, sweeps
 from ganforge.devices import rank
-from ganforge.errors import UserError, explanation
+from ganforge.errors import UserError, explanation, printable
 from ganforge.overrides import key_of, literal, parts, quoted, unquoted
+from ganforge.plain_overrides import resumed_with
 from ganforge.record import parts_of, read_record
 from ganforge.resolvers import register_resolvers
+from ganforge.spelling import check_spelling
+from ganforge.sweep_record import with_record
+
+LONE = ("-m", "--multirun", "--cfg", "job", "--resolve")
+"""Options of Hydra's beside which keys are looked at."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -80,6 +86,9 @@ def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
         original, process = sys.argv[1:], os.getpid()
 
         def main() -> None:
+            if "--version" in original:
+                print(f"ganforge {__version__}")
+                return
             register_resolvers()
             if {jobs.IN_PROCESS, "LOCAL_RANK"} & set(os.environ):  # a job of a sweep, or a rank
                 jobs.end_with_parent()
@@ -113,7 +122,7 @@ def _leave_nothing(folder: Path) -> None:
 
 
 def _complain(message: str) -> int:
-    print(message, file=sys.stderr)
+    print("\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     return 2
 
 
@@ -131,9 +140,10 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
             raise UserError(f"{key}= has no value: give it one, or write {key}=null for none")
         if key == "name" and ".." in Path(value.strip("'\"")).parts:
             raise UserError(f"{key}={value}: must not lead out of logs/: hydra.run.dir= takes any folder")
-    arguments = [literal(argument) for argument in arguments]
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    arguments = [literal(argument, is_sweep) for argument in arguments]
     if (sweep := _folder(arguments, "sweep")) and jobs.IN_PROCESS not in os.environ:
-        arguments = sweeps.with_record(arguments, sweep, conf)
+        arguments = with_record(arguments, sweep, conf)
     arguments = sweeps.with_search(arguments)
     sweeps.remember(arguments)
     if "name" in sweeps.swept_keys(arguments):
@@ -143,12 +153,24 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
             options = ", ".join(sorted(path.stem for path in (conf / key).glob("*.yaml")))
             raise UserError(f"{key}={value}: choose one of {options}")
     if config_name == "evaluate" and (run := _folder(arguments, "run")):
-        return _on_record(arguments, run, scratch)
-    folder = _folder(arguments, "resume")
-    if folder is None:
-        if config_name == "train" and not any(argument.startswith("-") for argument in arguments):
-            _check_place(dict(map(parts, arguments)).get("hydra.run.dir", "logs").strip("'\""))
-        return arguments
+        arguments = _on_record(arguments, run, scratch)
+    if (folder := _folder(arguments, "resume")) is not None:
+        return _resuming(arguments, folder, conf, scratch)
+    if config_name == "train" and not any(argument.startswith("-") for argument in arguments):
+        _check_place(dict(map(parts, arguments)).get("hydra.run.dir", "logs").strip("'\""))
+    _check_spelling(arguments, conf, config_name)
+    return arguments
+
+
+def _check_spelling(arguments: list[str], conf: Path, config_name: str, record: DictConfig | None = None) -> None:
+    is_checked = {"LOCAL_RANK", jobs.IN_PROCESS} & set(os.environ)  # by the command that started this process
+    if not is_checked and not any(option.startswith("-") and option not in LONE for option in arguments):
+        check_spelling(arguments, conf, config_name, record)
+
+
+def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> list[str]:
+    """The arguments that go on with the run in a folder: its record, what was given when it was resumed before, and
+    what is given now."""
     if {"-m", "--multirun"} & set(arguments):
         raise UserError("resume= goes on with one run: leave out -m")
     record = read_record(folder)
@@ -161,10 +183,13 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
             f"{group}= chooses anew what the run's record has settled: set single values, such as {group}.<key>=..., "
             "or start a new run"
         )
+    _check_spelling(given, conf, "train", record)
+    before = resumed_with(folder, conf, given)
     OmegaConf.save(record, scratch / "record.yaml")
     return [
         f"--config-path={scratch}",
         "--config-name=record",
+        *before,
         *given,
         f"resume={quoted(folder)}",
         f"hydra.searchpath=[{quoted(f'file://{conf}')}]",

@@ -1,10 +1,14 @@
 """How many devices a run has, and what follows from it."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 from lightning.fabric.utilities import rank_zero
 from omegaconf import DictConfig
+
+from ganforge.errors import UserError
+from ganforge.overrides import key_of
 
 
 def rank() -> int:
@@ -39,6 +43,24 @@ def synchronises(trainer: DictConfig) -> bool:
 
 def on_cpu(trainer: DictConfig) -> bool:
     return trainer.accelerator == "cpu" or not torch.cuda.is_available()
+
+
+def available(option: str) -> int:
+    """The most that an option which starts processes may be where nobody typed it: what this machine has room for."""
+    if option == "trainer.num_nodes":
+        return int(os.environ.get("SLURM_NNODES", 1))
+    return max(torch.cuda.device_count(), cores() or 1)
+
+
+def check_fits(trainer: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise UserError where a record asks for more processes than this machine has room for, and nobody typed that."""
+    counts = {"trainer.devices": device_count(trainer) // trainer.num_nodes, "trainer.num_nodes": trainer.num_nodes}
+    for option, count in counts.items():
+        if count > available(option) and not any(option == key_of(override) for override in overrides):
+            raise UserError(
+                f"{option}={count} of this run's record is more than this machine has room for ({available(option)}): "
+                f"give {option}= as it shall be"
+            )
 
 
 def cores() -> int | None:

@@ -2,6 +2,7 @@
 
 import errno
 import re
+from unicodedata import category
 
 from hydra.errors import InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -12,6 +13,17 @@ class UserError(ValueError):
 
     The entry points print the message alone and exit with status 2; `HYDRA_FULL_ERROR=1` adds the traceback.
     """
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text has nothing in it that a terminal obeys, or that ends a line."""
+    return all(character.isprintable() or category(character) == "Zs" for character in text)
+
+
+def printable(text: object) -> str:
+    """A text with control characters spelled out, also line ends: \\n."""
+    characters = str(text)
+    return "".join(c if is_printable(c) else c.encode("unicode_escape").decode() for c in characters)
 
 
 def explanation(error: BaseException) -> str | None:

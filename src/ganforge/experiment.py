@@ -11,7 +11,13 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.profilers import (
+    AdvancedProfiler,
+    PassThroughProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,7 +46,7 @@ from ganforge.targets import checked
 log = logging.getLogger(__name__)
 
 
-class Unprofiled(PassThroughProfiler):
+class NullProfiler(PassThroughProfiler):
     """No profiler, for less: Lightning's enters a generator for each of the hundred hooks of a step."""
 
     _nothing = nullcontext()
@@ -120,9 +126,19 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list[Any], **optio
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         strategy=strategy(config),
-        profiler=config.profiler or Unprofiled(),
+        profiler=make_profiler(config.profiler, folder),
         _convert_="all",
     )
+
+
+def make_profiler(kind: str | None, folder: Path) -> Profiler:
+    """The profiler of trainer.profiler, which writes `fit-profile.txt` into a folder at the end of a training."""
+    if kind is None:
+        return NullProfiler()
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    if kind not in kinds:
+        raise UserError(f"trainer.profiler={kind}: must be null, {', '.join(kinds)}")
+    return kinds[kind](dirpath=folder, filename="profile")
 
 
 def start_from(model: GAN, run: str) -> None:
@@ -199,6 +215,7 @@ def quiet() -> None:
         "`find_unused_parameters=True` was specified",
         "find_unused_parameters=True was specified in DDP constructor",
         "`torch.jit.load` is deprecated",
+        "Experiment logs directory",  # which is the run's folder, or whose rows are kept
         "`isinstance.treespec, LeafSpec.` is deprecated",
     ):
         warnings.filterwarnings("ignore", f".*{message}")

@@ -3,24 +3,44 @@
 import json
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import Any, BinaryIO
 
 
-def write_whole(path: Path, content: Any) -> None:
-    """Write bytes beside their place, and move them there once they are safely on the disk."""
-    part = path.with_name(f"{path.name}.part")
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, which takes the place of `path` once it is complete and safely on the disk.
+
+    Until then it has a name that nobody can guess, and it is opened exclusively: what lies in the folder, such as a
+    link that a stranger put there, is never written through.
+    """
+    part = path.with_name(f".{path.name[:100]}.{token_hex(8)}.part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
+        with part.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename = str(path)
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: Any) -> None:
+    """Write bytes in place of what is there, if anything."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left of files that they did not finish."""
+    for part in folder.rglob(".*.part"):
+        part.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:

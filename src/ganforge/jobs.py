@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from ganforge.errors import UserError
-from ganforge.files import read_json
+from ganforge.files import read_json, write_whole
 from ganforge.overrides import quoted
 
 ERROR = "error.txt"
@@ -113,7 +113,7 @@ def note_failure(folder: Path, error: BaseException, message: str | None) -> Non
     """Leave in a job's folder why it failed, in its first line, and what developers need where that is no mistake of
     the person's."""
     unexpected = "\n\n".join([repr(error), "".join(traceback.format_exception(error))])
-    (folder / ERROR).write_text(message or unexpected)
+    write_whole(folder / ERROR, (message or unexpected).encode("utf-8", "replace"))
 
 
 def run_in_process(script: Path) -> int:

@@ -1,46 +1,69 @@
 """The record of a run: the config in its folder, which a stranger may have written."""
 
+import json
 from pathlib import Path
+from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ganforge.errors import UserError
+from ganforge.files import read_json, write_whole
 from ganforge.overrides import key_of
+from ganforge.trust import Unreadable, check_config, check_folder, read_yaml
 
+SECTIONS = ("model", "data", "trainer", "callbacks", "logger")
+"""What every record has, with keys of its own."""
 
-class Unreadable(UserError):
-    """There is a record, but no config in it."""
+OF_TRAINING = ("callbacks", "logger", "trainer")
+OF_EVALUATION = ("run", "checkpoint", "folder", "against", "reference", "cache_dir", "output", "recorded")
+"""What evaluate.py does not take from a record: sections that it does not need, and names of its own options."""
 
 
 def read_record(folder: Path) -> DictConfig:
-    """The recorded config of a run folder. Raises UserError where there is none, or it holds more than a config.
+    """The recorded config of a run folder. Raises UserError where there is none, or the folder is not to be trusted.
 
     What it holds may be made only after `checked` has looked at it.
     """
     path = folder / ".hydra" / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no .hydra/config.yaml. Runs are in logs/runs/<name>/<time>")
-    try:
-        record = OmegaConf.load(path)
-    except (YAMLError, OSError, ValueError, OmegaConfBaseException) as error:
-        raise Unreadable(f"{path} cannot be read: {error}") from error
+    check_folder(folder)
+    record = read_yaml(path)
     if not isinstance(record, DictConfig) or not record:
         raise Unreadable(f"{path} is no record of a run")
     if {"hydra", "defaults"} & set(record):
         raise UserError(f"{path} sets `hydra` or `defaults`, which no record does: it may run code, so it is refused")
+    values = cast(dict[Any, Any], OmegaConf.to_container(record))
+    check_config(values)
+    for section in SECTIONS:
+        if not isinstance(values.get(section), dict):
+            raise Unreadable(f"{path} is damaged: {section} is {'missing' if section not in values else 'no section'}")
     return record
 
 
 def read_overrides(folder: Path) -> list[str]:
     """What the command of a run folder set, beside its record."""
     path = folder / ".hydra" / "overrides.yaml"
-    return [str(override) for override in OmegaConf.load(path)] if path.is_file() else []
+    found = read_yaml(path) if path.is_file() else []
+    return list(map(str, found)) if isinstance(found, list | ListConfig) else []
+
+
+def read_resumed(folder: Path) -> list[tuple[int, list[str]]]:
+    """From which steps a run was resumed with other settings, and with which, in the order of the commands."""
+    entries = read_json(folder / "environment.json").get("resumed", [])
+    return [(int(entry["step"]), list(map(str, entry["overrides"]))) for entry in entries]
+
+
+def add_resumed(folder: Path, step: int, overrides: list[str]) -> None:
+    """Note what is given when a run is resumed after a step, for later commands that resume it."""
+    path = folder / "environment.json"
+    environment = read_json(path)
+    environment.setdefault("resumed", []).append({"step": step, "overrides": overrides})
+    write_whole(path, (json.dumps(environment, indent=2) + "\n").encode())
 
 
 def parts_of(record: DictConfig, arguments: list[str]) -> list[str]:
     """What evaluate.py takes from a run's record: the seed and the parts, but those that are given anew."""
-    given = {"callbacks", "logger", "trainer", *map(key_of, arguments)}
+    others = {*OF_TRAINING, *OF_EVALUATION, *map(key_of, arguments)}
     parts = {str(key) for key, value in record.items() if key == "seed" or isinstance(value, DictConfig)}
-    return sorted(parts - given)
+    return sorted(parts - others)

@@ -1,11 +1,15 @@
 """What `conf/` computes: the resolvers of its interpolations."""
 
+import os
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from ganforge import sweeps
+from ganforge.devices import rank
 from ganforge.errors import UserError
 from ganforge.files import has_checkpoint
 
@@ -13,6 +17,9 @@ from ganforge.files import has_checkpoint
 def register_resolvers() -> None:
     """The resolvers that `conf/` uses."""
     OmegaConf.register_new_resolver("first", _first, replace=True)
+    OmegaConf.register_new_resolver("slurm", _slurm, replace=True)
+    # the cache goes with a config to the processes of a launcher, as that of ${now:} does
+    OmegaConf.register_new_resolver("new_folder", _new_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("swept", sweeps.swept, replace=True)
     OmegaConf.register_new_resolver("record_in", _record_in, replace=True)
     OmegaConf.register_new_resolver("condition_size", _condition_size, replace=True)
@@ -21,6 +28,33 @@ def register_resolvers() -> None:
 def _first(*values: Any) -> Any:
     """The first value that is given."""
     return next((value for value in values if value is not None), None)
+
+
+def _slurm(name: str) -> int:
+    """How many processes a node has, or how many nodes there are; 1 outside of SLURM."""
+    if name not in ("NTASKS_PER_NODE", "NNODES"):  # a record of a stranger's could read other variables
+        raise UserError(f"slurm:{name}: must be NTASKS_PER_NODE or NNODES")
+    return int(os.environ.get(f"SLURM_{name}", 1))
+
+
+@cache
+def _new_folder(name: str, given: str | None = None) -> str:
+    """A folder of this name that was not there before: `name`, or where that is taken `name-2`, `name-3` ...
+
+    It is made at once, so that of several commands that start in the same second each has its own. `given` is taken as
+    it is. Ranks that another process started are given the folder of the first one, and make none.
+    """
+    if given is not None or rank() > 0:
+        return given or name
+    for number in count(1):
+        folder = Path(name if number == 1 else f"{name}-{number}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return str(folder)
+    raise AssertionError  # never reached
 
 
 def _record_in(folder: str) -> str | None:

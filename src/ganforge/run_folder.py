@@ -5,7 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +14,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from ganforge.files import replacing, write_whole
 from ganforge.jobs import is_job
 from ganforge.models.gan import Game
+from ganforge.overrides import key_and_value
+from ganforge.record import read_resumed
+from ganforge.trust import read_yaml
 
 PACKAGES = ("ganforge", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
 
@@ -33,7 +37,7 @@ def describe(config: DictConfig, folder: Path, trainer: Trainer, games: Sequence
     from torch.utils.tensorboard.summary import hparams  # slow to import, and needed at the start of a training only
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "environment.json").write_text(json.dumps(environment(config, trainer), indent=2) + "\n")
+    write_whole(folder / "environment.json", (json.dumps(environment(config, trainer), indent=2) + "\n").encode())
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             text = OmegaConf.to_yaml(config)
@@ -64,12 +68,23 @@ def settings(folder: Path) -> dict[str, Any]:
     recorded = _recorded(folder / ".hydra" / "hydra.yaml").get("hydra", {}).get("runtime", {}).get("choices", {})
     choices = {group.rpartition("@")[2]: option for group, option in recorded.items() if not group.startswith("hydra/")}
     config = dict(_leaves(_recorded(folder / ".hydra" / "config.yaml")))
+    for step, overrides in read_resumed(folder):
+        config |= _changed(config, step, overrides)
     values = {key: value for key, value in config.items() if key.removesuffix("._target_") not in choices}
     return {
         key: value
         for key, value in {**choices, **values}.items()
         if key in TRAINING or key.partition(".")[0] not in PLUMBING
     }
+
+
+def _changed(config: Mapping[str, Any], step: int, overrides: list[str]) -> dict[str, Any]:
+    """The values that a run was resumed with after a step; where they change what is trained, beside those before."""
+    found = {}
+    for key, value in map(key_and_value, overrides):
+        is_silent = key in TRAINING or config.get(key) in (None, value)
+        found[key] = value if is_silent else f"{config[key]}, from step {step:,} {value}"
+    return found
 
 
 def hyperparameters(folder: Path) -> dict[str, float | str]:
@@ -82,7 +97,7 @@ def hyperparameters(folder: Path) -> dict[str, float | str]:
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    found = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    found = OmegaConf.to_container(read_yaml(path)) if path.is_file() else {}
     return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
@@ -130,7 +145,7 @@ def was_stopped_at_once(folder: Path) -> bool:
     checkpoints, pictures = folder / "checkpoints", (folder / "samples").glob("step-*.png")
     if checkpoints.is_symlink() or any(path.stem != "step-00000000" for path in pictures):
         return False
-    return all(path.name.startswith("next.ckpt") for path in checkpoints.glob("*"))
+    return all(path.name.lstrip(".").startswith("next.ckpt") for path in checkpoints.glob("*"))
 
 
 def drop_after(folder: Path, step: int) -> None:
@@ -148,20 +163,17 @@ def drop_after(folder: Path, step: int) -> None:
         if not records:
             path.unlink()
             continue
-        part = path.with_name(f"part.{path.name}")
-        with part.open("wb") as file:
+        with replacing(path) as file:
             writer = RecordWriter(file)
             for record in records:
                 writer.write(record)
-        part.replace(path)
 
 
-def stop_message(folder: Path, step: int, overrides: list[str]) -> str:
-    """What a person wants to know when a signal ended training; `overrides` are those that going on needs again."""
+def stop_message(folder: Path, step: int) -> str:
+    """What a person wants to know when a signal ended training."""
     if is_job():  # the sweep says at its end how to go on
         return f"Stopped after step {step}."
-    command = " ".join([f"python train.py resume={_short(folder)}", *map(shlex.quote, overrides)])
-    return f"Stopped after step {step}. Go on with:\n  {command}"
+    return f"Stopped after step {step}. Go on with:\n  python train.py resume={_short(folder)}"
 
 
 def finish_message(outcome: str, folder: Path, step: int, from_images: bool) -> str:

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
-from ganforge.errors import UserError
+from ganforge.errors import printable
 from ganforge.files import write_whole
 from ganforge.jobs import ERROR, Stopped, lead_workers
 from ganforge.overrides import key_of, parts
-from ganforge.record import read_overrides, read_record
 
 RECORD = "sweep.yaml"
 """In the folder of a sweep: what was asked for, which not every sweeper of Hydra writes down."""
@@ -57,8 +54,8 @@ def report(script: str, is_complete: bool, given: list[str]) -> None:
         return
     say = partial(print, file=sys.stderr)
     for reason in sorted(Sweep.folder.glob(f"*/{ERROR}")):
-        why, _, _ = reason.read_text().partition("\n")
-        say(f"{reason.parent.name} failed: {why}")
+        why, _, _ = reason.read_text(errors="replace").partition("\n")
+        say(f"{printable(reason.parent.name)} failed: {printable(why)}")
     say(f"The sweep is in {Sweep.folder}")
     typed = shlex.quote(str(Sweep.folder))
     if is_complete:
@@ -79,11 +76,6 @@ SEARCH = {
 """Options of hydra/sweeper=optuna that are not its own defaults; Hydra allows no file of that name in `conf/`."""
 
 
-OWN = ("hydra.sweeper.storage", "hydra/sweeper/sampler", "hydra.sweep.subdir")
-"""Choices that are not taken from a record: some storages and samplers unpickle what they read, and folders may lie
-anywhere."""
-
-
 def with_search(arguments: list[str]) -> list[str]:
     """The arguments, with these options where a search does not set them."""
     if "hydra/sweeper=optuna" not in arguments:
@@ -98,77 +90,15 @@ def direction_of(sweeper: DictConfig) -> str:
     return str(sweeper.direction).rpartition(".")[2]
 
 
-# Going on with a sweep -------------------------------------------------------------------------------------------
-
-
-def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
-    """The arguments of a sweep that was begun in a folder: as recorded there, and what is given now on top.
-
-    Of what was told to Hydra itself only a search's harmless options are taken. The others could run code of whoever
-    wrote the folder: options of a launcher run commands, some storages and samplers unpickle.
-    """
-    record = folder / RECORD
-    if not record.is_file():
-        raise UserError(f"sweep={folder} is no sweep: it has no {RECORD}. Sweeps are in logs/sweeps/<name>/<time>")
-    try:
-        overrides: Any = OmegaConf.to_container(OmegaConf.load(record))
-    except (YAMLError, ValueError, OSError) as error:
-        raise UserError(f"{record} cannot be read: {error}") from error
-    if not isinstance(overrides, dict) or not {"task", "hydra"} <= overrides.keys():
-        raise UserError(f"{record} is no record of a sweep")
-    given = {key_of(argument): argument for argument in arguments}
-    _check_recorded(folder, overrides, set(given))
-    recorded = [*overrides["task"], *filter(_is_search, overrides["hydra"])]
-    for key in swept_keys(recorded) & given.keys():
-        if given[key] not in recorded:
-            raise UserError(f"{given[key]}: sweep={folder} has other values of it. More of them are a new sweep")
-    for key in given:
-        if (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
-            raise UserError(
-                f"{given[key]}: sweep={folder} has settled that. Set single values, such as {key}.<key>=..."
-            )
-    merged = {key_of(argument): argument for argument in [*recorded, *arguments]}  # in the order of before
-    return ["-m", *merged.values()]
-
-
-def gone_on_with(folder: Path) -> DictConfig:
-    """The config of a job that was begun: its record, and on top the values that are given only now."""
-    config, overrides = read_record(folder), HydraConfig.get().overrides.task
-    before = read_overrides(folder)
-    for override in OverridesParser.create().parse_overrides([each for each in overrides if each not in before]):
-        if override.is_delete():
-            raise UserError(f"{override.input_line}: a job that was begun keeps its parts. Leave that out")
-        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
-    return config
-
-
-def _check_recorded(folder: Path, overrides: dict[str, list[str]], given: set[str]) -> None:
-    """Raise UserError where a record may run code, or where a choice is missing that could."""
-    for override in overrides["task"]:
-        if _steers_hydra(override):
-            raise UserError(f"{folder / RECORD} has {override}, which no sweep writes: it may run code and is refused")
-    for override in overrides["hydra"]:
-        is_own = key_of(override) in OWN and override != f"hydra.sweeper.storage={SEARCH['storage']}"
-        if is_own and key_of(override) not in given:  # without it the search would begin anew, or be another
-            raise UserError(f"sweep={folder} was begun with {override}: give that again, if you know it is harmless")
-
-
 def _is_unrecorded(argument: str) -> bool:
     """Whether an argument of a sweep has to be given again to go on with it."""
-    return argument.startswith("--config") or (key_of(argument).startswith("hydra") and not _is_search(argument))
+    return argument.startswith("--config") or (key_of(argument).startswith("hydra") and not is_search(argument))
 
 
-def _steers_hydra(override: str) -> bool:
-    """Whether an override is more than a value of our config, or an option of one of its groups."""
-    key = key_of(override)
-    leaves_conf = "." not in key.partition("@")[0] and key not in ("name", "sweep") and set(override) & set("/\\$")
-    return override.startswith("-") or key.startswith("hydra") or bool(leaves_conf)
-
-
-def _is_search(override: str) -> bool:
-    key = key_of(override)
+def is_search(override: str) -> bool:
+    """Whether an override says how many trials a search has, or what is best."""
     names = ("n_trials", "n_jobs", "direction", "study_name", "max_failure_rate")
-    return override == "hydra/sweeper=optuna" or key in [f"hydra.sweeper.{name}" for name in names]
+    return override == "hydra/sweeper=optuna" or key_of(override) in [f"hydra.sweeper.{name}" for name in names]
 
 
 # Names -----------------------------------------------------------------------------------------------------------

@@ -2,23 +2,28 @@
 
 import logging
 import os
-import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
 
-from ganforge import sweeps
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
 from ganforge.callbacks.health import Health, collapsed_at, state_in
 from ganforge.callbacks.stopping import Diverged
 from ganforge.checks import check_scale, check_schedule
-from ganforge.devices import rank
+from ganforge.devices import check_fits, rank
 from ganforge.errors import UserError
 from ganforge.experiment import build
-from ganforge.files import has_checkpoint
+from ganforge.files import has_checkpoint, remove_parts
+from ganforge.loggers import continue_csv
+from ganforge.overrides import key_of
+from ganforge.record import add_resumed, read_overrides, read_resumed
 from ganforge.run_folder import describe, drop_after, finish_message, stop_message, was_stopped_at_once
+from ganforge.sweep_record import gone_on_with
 from ganforge.targets import checked
 from ganforge.trainers import callback_of, is_done
 
@@ -29,9 +34,10 @@ def train(config: DictConfig, folder: Path) -> int:
     """Train, or go on with, the run in a folder. Returns the exit status: 0, or 128 + the signal that ended it."""
     checkpoint, is_there = None, has_checkpoint(folder)
     if is_there and config.get("sweep"):
-        config = sweeps.gone_on_with(folder)
+        config = gone_on_with(folder)
     if config.resume or config.get("sweep"):  # of somebody's record; else it is what was typed
         config = checked(config)
+        check_fits(config.trainer, _overrides())
     if config.resume or (is_there and (config.get("sweep") or _is_requeued())):
         check_schedule(config, folder)
         if not was_stopped_at_once(folder):
@@ -81,8 +87,10 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
     if not trainer.is_global_zero:
         return 0  # Lightning kills rank 0 when another rank ends with a status
     step = trainer.global_step
+    for profile in folder.glob("fit-profile*.txt"):
+        log.info("The whole profile is in %s\n" + _beginning(profile).replace("%", "%%"), profile)
     if stopping.interrupted:
-        log.info(stop_message(folder, step, _given()))
+        log.info(stop_message(folder, step))
         return 128 + stopping.interrupted
     outcome = f"Finished {step} steps."
     if health is not None and health.verdict == "stop":
@@ -107,13 +115,32 @@ def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], train
     step, health = state["global_step"], callback_of(trainer, Health)
     if health is not None and health.on_collapse == "rewind" and state_in(state).get("verdict") == "rewind":
         step = rewind(folder, step)  # a signal came in between
-    log.info("Going on after step %d.", step)
+    given = _new_settings(folder)
+    log.info("Going on after step %d%s.", step, f" with {' '.join(given)}" if given else "")
+    if given:
+        add_resumed(folder, step, given)
+    remove_parts(folder)
+    for profile in folder.glob("fit-profile*.txt"):  # Lightning would add to it
+        profile.unlink()
     drop_after(folder, step)
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            continue_csv(logger, step)
     if checkpoint.name != "last.ckpt":  # or the next save would keep the damaged one in place of the good one
         checkpoint.with_name("last.ckpt").unlink(missing_ok=True)
 
 
-def _given() -> list[str]:
-    """The overrides of a command that resumes a run, which are in no record."""
-    resumes = [argument for argument in sys.argv[1:] if argument.lstrip("+").startswith("resume=")]
-    return [argument for argument in sys.argv[1:] if argument not in resumes] if resumes else []
+def _beginning(text: Path, lines: int = 30) -> str:
+    with text.open() as file:
+        return "".join(islice(file, lines)).expandtabs(4).rstrip()
+
+
+def _overrides() -> list[str]:
+    """What was typed, or recorded of earlier commands."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _new_settings(folder: Path) -> list[str]:
+    """What is given for a run that goes on, and is neither in its record nor was given before."""
+    known = [*read_overrides(folder), *(override for _, given in read_resumed(folder) for override in given)]
+    return [each for each in _overrides() if each not in known and key_of(each) not in ("resume", "sweep")]

@@ -1,0 +1,28 @@
+"""Loggers that go on where a killed run's stopped."""
+
+import csv
+from io import StringIO
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger
+
+from ganforge.files import write_whole
+
+
+def continue_csv(logger: CSVLogger, step: int) -> None:
+    """Have a CSV logger go on after a step: Lightning's deletes the `metrics.csv` that it finds."""
+    path = Path(logger.log_dir, "metrics.csv")
+    if not path.is_file():
+        return
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        names = sorted(reader.fieldnames or ())
+        rows = [row for row in reader if None not in row and int(row.get("step") or 0) <= step]  # None: half a line
+    aside = path.rename(path.with_name("metrics.csv.before"))
+    logger.experiment.metrics_keys = names
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+    aside.unlink()

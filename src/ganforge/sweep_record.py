@@ -1,0 +1,88 @@
+"""Going on with a sweep: what its folder says of it, of which only what is plainly harmless is taken."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from ganforge.errors import UserError, printable
+from ganforge.overrides import key_of
+from ganforge.plain_overrides import fits, is_plain
+from ganforge.record import read_overrides, read_record
+from ganforge.sweeps import RECORD, SEARCH, is_search, swept_keys
+from ganforge.trust import check_folder, read_yaml
+
+
+def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
+    """The arguments of a sweep that was begun in a folder: as recorded there, and what is given now on top.
+
+    Raises UserError where the record holds more than plain choices and values that is not given again.
+    """
+    recorded = _recorded(folder, arguments, conf)
+    given = {key_of(argument): argument for argument in arguments}
+    for key in swept_keys(recorded) & given.keys():
+        if given[key] not in recorded:
+            raise UserError(f"{given[key]}: sweep={folder} has other values of it. More of them are a new sweep")
+    for key in given:
+        if (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
+            raise UserError(
+                f"{given[key]}: sweep={folder} has settled that. Set single values, such as {key}.<key>=..."
+            )
+    merged = {key_of(argument): argument for argument in [*recorded, *arguments]}  # in the order of before
+    return ["-m", *merged.values()]
+
+
+def gone_on_with(folder: Path) -> DictConfig:
+    """The config of a job that was begun: its record, and on top the values that are given only now."""
+    config, overrides = read_record(folder), HydraConfig.get().overrides.task
+    before = read_overrides(folder)
+    for override in OverridesParser.create().parse_overrides([each for each in overrides if each not in before]):
+        if override.is_delete():
+            raise UserError(f"{override.input_line}: a job that was begun keeps its parts. Leave that out")
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+    return config
+
+
+def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
+    """What a sweep was begun with, less options of Hydra that have to be given again where they are wanted."""
+    record = folder / RECORD
+    if not record.is_file():
+        raise UserError(f"sweep={folder} is no sweep: it has no {RECORD}. Sweeps are in logs/sweeps/<name>/<time>")
+    check_folder(folder)
+    config = read_yaml(record)
+    overrides: Any = OmegaConf.to_container(config) if OmegaConf.is_config(config) else None
+    is_record = isinstance(overrides, dict) and overrides.keys() == {"task", "hydra"}
+    if not is_record or not all(_is_list_of_texts(part) for part in overrides.values()):
+        raise UserError(f"{record} is no record of a sweep")
+    given = set(map(key_of, arguments))
+    for override in overrides["task"]:
+        if override not in arguments and not is_plain(override, conf):
+            raise UserError(
+                f"{record} has {printable(override)}, which may run code, or start more processes than this machine "
+                "has cores. If you know it is harmless, give it again"
+            )
+    for override in overrides["hydra"]:
+        key = key_of(override)
+        # without them the search would begin anew or be another: options of a launcher are left out instead
+        is_needed = key.startswith(("hydra.sweeper", "hydra/sweeper", "hydra.sweep"))
+        if is_needed and key not in given and not _is_harmless(override):
+            raise UserError(
+                f"sweep={folder} was begun with {printable(override)}: give that again, if you know it is harmless"
+            )
+    return [*overrides["task"], *(override for override in overrides["hydra"] if _is_harmless(override))]
+
+
+def _is_list_of_texts(part: Any) -> bool:
+    return isinstance(part, list) and all(isinstance(override, str) for override in part)
+
+
+SAFE_SETTINGS = ("hydra/sweeper=optuna", f"hydra.sweeper.storage={SEARCH['storage']}")
+
+
+def _is_harmless(override: str) -> bool:
+    """Whether an override of a search does no more than say how many trials it has, and what is best."""
+    is_word = re.fullmatch(r"[\w.]+=[\w.-]+", override) is not None
+    return override in SAFE_SETTINGS or (is_search(override) and is_word and fits(override))

@@ -1,0 +1,184 @@
+"""What may be in a folder that a stranger made: ordinary files, plain YAML, and interpolations that `conf/` has too."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ganforge.errors import UserError, is_printable, printable
+
+FILES = (
+    *("config.yaml", "hydra.yaml", "overrides.yaml", "sweep.yaml", "metrics.json", "environment.json"),
+    *("train.log", "error.txt", "search.db", "last.ckpt", "previous.ckpt", "healthy.ckpt"),
+)
+FOLDERS = (".hydra", "checkpoints", "samples", "export")
+"""Names in a run folder that are of one kind only."""
+
+SCALARS = ("condition_size", "record_in", "slurm", "swept")
+"""Resolvers that make one short value of whatever they are given."""
+
+RESOLVERS = (*SCALARS, "first", "new_folder", "oc.select")
+"""All that `conf/` uses. None of them reads the environment (of SLURM's variables, only two numbers)."""
+
+MAX_BYTES = 2**18
+MAX_DEPTH = 40
+MAX_INTERPOLATION = 1000
+MAX_SIZE = 10**6
+"""Of a config: bytes of its file, nesting, characters of a text that is computed, and nodes and characters when all of
+it is computed. Real ones have some thousand bytes."""
+
+
+class Unreadable(UserError):
+    """There is a record, but it is damaged."""
+
+
+# Files -----------------------------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError where a run's or sweep's folder holds more than files and folders, such as a link.
+
+    Then whoever reads or writes in the folder stays inside it, and does not wait for a FIFO. Only Weights & Biases has
+    links of its own, which have to stay inside.
+    """
+    for entry in _entries(folder):
+        mode = entry.stat(follow_symlinks=False).st_mode
+        is_folder = stat.S_ISDIR(mode)
+        if stat.S_ISLNK(mode) and _is_of_wandb(Path(entry.path), folder):
+            continue
+        if not is_folder and not stat.S_ISREG(mode):
+            kind = "a link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+            raise UserError(
+                f"{entry.path} is {kind}, which may lead out of the run folder: it is refused. If the folder is yours, "
+                "put what it leads to in its place"
+            )
+        if entry.name in (FILES if is_folder else FOLDERS):
+            raise Unreadable(f"{entry.path} is a {'folder' if is_folder else 'file'}: remove it, or restore the run")
+
+
+def _is_of_wandb(link: Path, folder: Path) -> bool:
+    is_below = "wandb" in link.relative_to(folder).parts[:-1]
+    return is_below and link.resolve().is_relative_to(folder.resolve())
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything below a folder; links are not followed."""
+    pending = [str(folder)]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    yield entry
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except OSError as error:
+            raise Unreadable(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+# Configs ---------------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: Path) -> Any:
+    """What OmegaConf makes of a YAML of a run folder, with nothing resolved.
+
+    Raises Unreadable where it is damaged, and UserError where it holds what no run writes.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise Unreadable(f"{path} is larger than the config of any run")
+        text = path.read_text(encoding="utf-8")
+        _check_structure(text, path)
+        return OmegaConf.create(text)
+    except UserError:
+        raise
+    except (yaml.YAMLError, OSError, ValueError, AssertionError, OmegaConfBaseException) as error:
+        raise Unreadable(f"{path} cannot be read: {error}") from error
+
+
+def _check_structure(text: str, path: Path) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) or depth > MAX_DEPTH:
+            raise UserError(f"{path} has aliases, tags or deep nesting, which no run writes: it is refused")
+
+
+def check_config(values: Any) -> None:
+    """Raise UserError where a config that is not resolved yet has control characters, computes what `conf/` does not,
+    or would be huge once it is resolved."""
+    for text in texts(values):
+        check_text(text)
+    try:
+        is_small = _size(values) <= MAX_SIZE
+    except (RecursionError, ValueError):  # a chain of thousands, or a number of thousands of digits
+        is_small = False
+    if not is_small:
+        raise UserError("This run refers to itself, or is huge once it is resolved: it is refused")
+
+
+def texts(node: Any) -> Iterator[str]:
+    """All texts in plain containers, names of keys included."""
+    if isinstance(node, dict):
+        node = [*node, *node.values()]
+    if isinstance(node, list):
+        for value in node:
+            yield from texts(value)
+    elif isinstance(node, str):
+        yield node
+
+
+def check_text(text: str) -> None:
+    if not is_printable(text):
+        raise UserError(f"This run has control characters in {printable(text)}: it is refused")
+    before, rest = "", text
+    while "${" in rest and rest != before and len(text) <= MAX_INTERPOLATION:
+        before, rest = rest, _COMPUTED.sub("\0", rest)  # the innermost ones first
+    if "${" in rest:
+        raise UserError(f"This run holds {text[:MAX_INTERPOLATION]}, which may run code or read secrets: it is refused")
+
+
+_COMPUTED = re.compile(r"\$\{(?:\.*\w+(?:\.\w+)*|(?:" + "|".join(map(re.escape, RESOLVERS)) + r"):[^${}]*)\}")
+"""An interpolation with no other inside: of a key, or by a known resolver."""
+_SCALAR = re.compile(r"\$\{(?:" + "|".join(SCALARS) + r"):(?:[^${}]|\$\{[^${}]*\})*\}")
+_REFERENCE = re.compile(r"\$\{(?:oc\.select:)?(\.*)([\w.]+)")
+
+
+def _size(config: Any) -> float:
+    """How many nodes and characters a config has once it is resolved; infinitely many where it refers to itself."""
+    sizes: dict[tuple[str, ...], float] = {}
+
+    def size(place: tuple[str, ...]) -> float:
+        if place not in sizes:
+            sizes[place] = inf  # until it is known
+            node = _at(config, place)
+            if isinstance(node, dict | list):
+                keys = map(str, node if isinstance(node, dict) else range(len(node)))
+                sizes[place] = 1 + sum(size((*place, key)) for key in keys)
+            else:
+                sizes[place] = 1 + len(str(node)) + sum(map(size, _references(str(node), place)))
+        return sizes[place]
+
+    return size(())
+
+
+def _at(config: Any, place: tuple[str, ...]) -> Any:
+    node = config
+    for key in place:
+        if isinstance(node, dict):  # keys may be numbers as well
+            node = node[key] if key in node else next((value for name, value in node.items() if str(name) == key), None)
+        else:
+            node = node[int(key)] if isinstance(node, list) and key.isdecimal() and int(key) < len(node) else None
+    return node
+
+
+def _references(text: str, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The places that the interpolations of a text lead to."""
+    for dots, key in _REFERENCE.findall(_SCALAR.sub("", text)):
+        yield (*(place[: -len(dots)] if dots else ()), *filter(None, key.split(".")))

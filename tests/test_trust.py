@@ -1,0 +1,295 @@
+"""What may be in a folder that a stranger made, as pure functions: the list of what is harmless is short."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, composed
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig, OmegaConf
+
+from ganforge.devices import check_fits
+from ganforge.errors import UserError, printable
+from ganforge.files import remove_parts, write_whole
+from ganforge.plain_overrides import is_plain, resumed_with
+from ganforge.record import Unreadable, add_resumed, read_record
+from ganforge.targets import checked
+from ganforge.trust import check_config, check_folder, read_yaml
+
+PLAIN = [
+    "model=gan,dcgan",
+    "loss=choice(hinge,minimax)",
+    "optimizer@model.generator_optimizer=sgd",
+    "experiment=quickstart",
+    "regularizer=[r1,r2]",
+    "model=glob(*)",
+    "schedule=none",
+    "trainer=cpu",
+    "~callbacks.pruning",
+    "~logger.tensorboard",
+    "seed=0,1",
+    "data.size=range(1,3)",
+    "model.generator_optimizer.lr=interval(1e-5,1e-2)",
+    "name=mine",
+    "trainer.devices=1",
+    "data.root='/a b/c,d'",
+    "model.generator.hidden=[16,8],[8,8]",
+    "+data.extra=1,2",
+    "trainer.devices=auto",
+    "model.discriminator_optimizer.betas=[0.0,0.9]",
+    'model.generator.width="${model.discriminator.width}"',
+]
+NOT_PLAIN = [
+    "+callbacks@hydra.callbacks=default",
+    "loss@_global_=hinge",
+    "+loss@hydra.x=hinge",
+    "hydra.run.dir=x",
+    "hydra/launcher=x",
+    "--config-dir=/tmp",
+    "-m",
+    "experiment=../../x",
+    "loss=/etc/passwd",
+    "resume=/x",
+    "sweep=/x",
+    "loss@model.x=nonsense",
+    "model._target_=os.system",
+    "checkpoint_every={_target_:torch.utils.collect_env.run,command:'id'}",
+    "seed=choice({'_target_':os.system},1)",
+    "seed=[1,{a:{_target_:x}}]",
+    'seed=sort({a:{"_target_":x}})',
+    "trainer.devices=4000",
+    "trainer.devices=1,4000",
+    "trainer.devices='4000'",
+    "trainer.devices=[0,4000]",
+    "trainer.num_nodes=4000",
+    "seed=${oc.env:HOME}",
+    "seed='\\${oc.env:HOME}'",
+    "seed=${${name}:HOME}",
+    "seed=${oc.${name}:x}",
+    'data.root="a\nb"',
+    "data.root=\x1b[31m",
+    "not an override",
+]
+
+
+@pytest.mark.parametrize("override", PLAIN)
+def test_plain_choices_and_values_of_a_sweep_are_taken(override: str) -> None:
+    assert is_plain(override, ROOT / "conf")
+
+
+@pytest.mark.parametrize("override", NOT_PLAIN)
+def test_others_are_not(override: str) -> None:
+    assert not is_plain(override, ROOT / "conf")
+
+
+# Files -----------------------------------------------------------------------------------------------------------
+
+PLACES = ["train.log", "metrics.json", "samples/training.gif", "samples", "checkpoints", ".hydra/config.yaml"]
+PLACES += ["0-seed=1", "export/README.md", "events.out.tfevents.1.x", "comparison.html", "lightning_logs/version_0"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_links_are_refused(tmp_path: Path, place: str) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    (run / place).parent.mkdir(parents=True)
+    outside.mkdir()
+    check_folder(run)
+    (run / place).symlink_to(outside)
+    with pytest.raises(UserError, match="is a link, which may lead out of the run folder"):
+        check_folder(run)
+
+
+def test_fifos_and_folders_in_place_of_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(Unreadable, match="is a folder"):
+        check_folder(tmp_path)
+    (tmp_path / "metrics.json").rmdir()
+    (tmp_path / "samples").touch()
+    with pytest.raises(Unreadable, match="is a file"):
+        check_folder(tmp_path)
+    (tmp_path / "samples").unlink()
+    os.mkfifo(tmp_path / "metrics.json")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        check_folder(tmp_path)
+
+
+def test_links_of_wandb_have_to_stay_inside(tmp_path: Path) -> None:
+    (tmp_path / "wandb" / "run-1").mkdir(parents=True)
+    (tmp_path / "wandb" / "latest-run").symlink_to("run-1")
+    check_folder(tmp_path)
+    (tmp_path / "wandb" / "debug.log").symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match="is a link"):
+        check_folder(tmp_path)
+
+
+def test_files_are_written_whole_and_not_through_links(tmp_path: Path) -> None:
+    outside, path = tmp_path / "outside", tmp_path / "run" / "file"
+    path.parent.mkdir()
+    for name in ("file", "file.part", ".file.part"):
+        (path.parent / name).symlink_to(outside)
+    write_whole(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert not path.is_symlink()
+    assert not outside.exists()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask(), "as any other file"
+    left = path.parent / ".last.ckpt.0123456789abcdef.part"
+    left.touch()
+    remove_parts(tmp_path)
+    assert not left.exists()
+
+
+def _umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+# Configs ---------------------------------------------------------------------------------------------------------
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+YAMLS = {
+    "a: &a [1]\nb: *a": "aliases",
+    "&a [*a]": "aliases",
+    "a: !!python/object/apply:pathlib.Path [x]": "tags",
+    nested(5000): "deep nesting",
+    "a: [": "cannot be read",
+    "a: 1\na: 2": "cannot be read",
+    "a: " + "x" * 300_000: "larger than the config of any run",
+}
+
+
+@pytest.mark.parametrize("text", YAMLS, ids=YAMLS.values())
+def test_yamls_that_no_run_writes_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    begun = time.process_time()
+    with pytest.raises(UserError, match=YAMLS[text]):
+        read_yaml(path)
+    assert time.process_time() - begun < 5
+
+
+def bomb(lead: str) -> dict[str, Any]:
+    """Doubles at each of 40 steps."""
+    return {"a0": "x" * 10, **{f"a{i}": [f"${{{lead}a{i - 1}}}"] * 2 for i in range(1, 41)}}
+
+
+CONFIGS: dict[str, dict[Any, Any]] = {
+    "of lists": bomb(""),
+    "of texts": {"a0": "x" * 10, **{f"a{i}": f"${{a{i - 1}}}${{a{i - 1}}}" for i in range(1, 41)}},
+    "by oc.select": {"a0": "x" * 10, **{f"a{i}": [f"${{oc.select:a{i - 1},1}}"] * 2 for i in range(1, 41)}},
+    "by first": {"a0": "x" * 10, **{f"a{i}": [f"${{first:${{a{i - 1}}}}}"] * 2 for i in range(1, 41)}},
+    "of itself": {"a": "${b}", "b": ["${a}"]},
+    "of a long chain": {"a0": 1, **{f"a{i}": f"${{a{i - 1}}}" for i in range(1, 5000)}},
+    "a number": {"a": 16**5000},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_that_grow_beyond_all_measure_are_refused(name: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(UserError, match="refers to itself, or is huge"):
+        check_config(CONFIGS[name])
+    assert time.process_time() - begun < 5
+
+
+SECRETS = [
+    *("${oc.env:HOME}", "\\${oc.env:HOME}", "${env:HOME}", "${oc.decode:x}", "${oc.create:{a:1}}", "${now:%Y}"),
+    *("${${a}:HOME}", "${oc.${a}:HOME}", "${first:${oc.env:HOME}}", "${oc.select:${oc.env:HOME}}", "${hydra:job.name}"),
+    *("x${oc.env:HOME}", "${ oc.env : HOME }", '${first:"${oc.env:HOME}"}', "${oc.dict.keys:model}", "${[oc.env]}"),
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_interpolations_that_look_at_more_than_the_config_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="may run code or read secrets"):
+        check_config({"model": {"deep": [text]}})
+    with pytest.raises(UserError, match="may run code or read secrets"):
+        check_config({text: 1})
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[31m", "\x00", "\u202e", "\u2028", "\r", "\t"])
+def test_control_characters_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="control characters"):
+        check_config({"data": {"root": text}})
+    assert printable(text).isprintable()
+
+
+def test_what_conf_composes_passes() -> None:
+    for model, data in (["cgan", "mnist"], ["pix2pix", "pairs"], ["lapgan_conditional", "celeba"]):
+        check_config(OmegaConf.to_container(composed(f"model={model}", f"data={data}", "metrics=levels")))
+    check_config(OmegaConf.to_container(composed("trainer=slurm", "logger=[tensorboard,csv]")))
+    check_config({"data": {"root": "Bilder/é ü\u00a0#1 (neu), 'a' & b"}})
+
+
+# What a record makes ---------------------------------------------------------------------------------------------
+
+LOGGERS = [
+    {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "/tmp"},
+    {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "..", "version": "x"},
+    {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "/tmp"},
+    {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "sub_dir": "a/../../b"},
+    {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "name": "$HOME"},
+    {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "name": "~"},
+    {"_target_": "lightning.pytorch.loggers.csv_logs.CSVLogger", "version": ["a"]},
+    {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "http://example.org"},
+    {"_target_": "lightning.pytorch.loggers.WandbLogger"},
+    {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "/tmp"},
+    {"_target_": "lightning.pytorch.callbacks.OnExceptionCheckpoint", "dirpath": "/tmp"},
+    {"_target_": "lightning.pytorch.demos.mnist_datamodule.MNISTDataModule", "data_dir": "/tmp"},
+]
+
+
+@pytest.mark.parametrize("logger", LOGGERS, ids=lambda logger: f"{logger['_target_'].rpartition('.')[2]}")
+def test_what_may_write_elsewhere_is_refused(logger: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OmegaConf.create({"logger": {"evil": {**logger, "_partial_": True}}})
+    with pytest.raises(UserError, match="GANFORGE_TRUST=lightning"):
+        checked(config)
+    monkeypatch.setenv("GANFORGE_TRUST", logger["_target_"])
+    checked(config)
+
+
+def test_loggers_of_our_own_pass() -> None:
+    config = composed("logger=[tensorboard,csv]", "+logger.csv.prefix=a")
+    assert set(checked(config).logger) == {"tensorboard", "csv"}
+    assert CSVLogger.__name__ in str(config.logger.csv._target_)
+
+
+def test_processes_of_a_record_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trainer(**values: Any) -> DictConfig:
+        return OmegaConf.create({"accelerator": "cpu", "devices": 1, "num_nodes": 1, **values})
+
+    monkeypatch.setattr("ganforge.devices.cores", lambda: 2)
+    for fits in ({}, {"devices": 2}, {"devices": "auto"}, {"devices": "0,1"}):
+        check_fits(trainer(**fits), [])
+    for option, value in (("devices", 40), ("devices", "40"), ("num_nodes", 2)):
+        with pytest.raises(UserError, match=f"trainer.{option}={value} of this run"):
+            check_fits(trainer(**{option: value}), ["trainer.max_steps=3"])
+        check_fits(trainer(**{option: value}), [f"trainer.{option}={value}"])
+
+
+def test_what_a_run_was_resumed_with_is_taken_where_it_is_plain(tmp_path: Path) -> None:
+    add_resumed(tmp_path, 5, ["model.generator_optimizer.lr=0.1", "trainer.max_steps=9"])
+    add_resumed(tmp_path, 7, ["model.generator_optimizer.lr=0.2"])
+    conf = ROOT / "conf"
+    assert resumed_with(tmp_path, conf, []) == ["model.generator_optimizer.lr=0.2", "trainer.max_steps=9"]
+    assert resumed_with(tmp_path, conf, ["trainer.max_steps=10"]) == ["model.generator_optimizer.lr=0.2"]
+    add_resumed(tmp_path, 8, ["model.loss={_target_: os.system}"])
+    with pytest.raises(UserError, match="which may run code"):
+        resumed_with(tmp_path, conf, [])
+
+
+@pytest.mark.parametrize("section", ["model: 3", "data: [1]", "trainer: null"])
+def test_a_record_has_all_sections(tmp_path: Path, section: str) -> None:
+    path = tmp_path / ".hydra" / "config.yaml"
+    path.parent.mkdir()
+    record = OmegaConf.to_container(composed("model=gan", "data=ring"))
+    assert isinstance(record, dict)
+    OmegaConf.save(OmegaConf.create({**record, **OmegaConf.create(section)}), path)
+    with pytest.raises(Unreadable, match=f"{section.partition(':')[0]} is no section"):
+        read_record(tmp_path)
