@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from ganforge import __version__
 from ganforge.jobs import is_job
 from ganforge.models.gan import Game
 
-PACKAGES = ("ganforge", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
 
 PLUMBING = {"name", "resume", "sweep", "checkpoint_every", "sample_every", "evaluate_every"}
 PLUMBING |= {"callbacks", "logger", "metrics", "extractor", "trainer"}
@@ -112,8 +113,15 @@ def environment(config: DictConfig, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES}
+def versions() -> dict[str, str | None]:
+    """The version of each package; null where it runs from its sources, without being installed."""
+    found: dict[str, str | None] = {"ganforge": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def _git(*arguments: str) -> str | None:
