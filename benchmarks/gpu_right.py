@@ -23,7 +23,7 @@ from ganforge.metrics.extractors import EfficientNetLite0, frozen
 from ganforge.metrics.pairs import PSNR, SSIM
 from ganforge.randomness import chunk_rows
 
-TRACE_TOLERANCE = {"64-true": 1e-4, "32-true": 2e-2}
+TRACE_TOLERANCE = {"64-true": 1e-4, "32-true": 5e-3}
 """Largest difference of a logged value over 20 steps, relative to the value's largest size. In float64 it is that of
 the golden traces; in float32 rounding grows from step to step, as Adam makes full steps of the smallest gradients."""
 
