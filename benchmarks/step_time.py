@@ -22,13 +22,12 @@ from typing import Any
 import torch
 import torchvision
 from hydra import compose, initialize_config_dir
-from lightning.pytorch import Callback, LightningModule, Trainer
+from loops import Windows, bare_loop
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ganforge.data.base import to_unit_range
 from ganforge.experiment import build
 from ganforge.resolvers import register_resolvers
 
@@ -36,32 +35,6 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS = {"dcgan": 16, "mlp": 32}
 """Steps in a window. Each window logs as often as the others: log_every_n_steps is 16."""
 TRAININGS, WINDOWS = 4, 12
-
-
-def bare_loop(model: Any, data: Any) -> Callable[[], None]:
-    """The least that a step needs: the same networks, optimizer and memory format over tensors in memory."""
-    generator, discriminator = deepcopy(model.generator), deepcopy(model.discriminator)
-    optimizer_g = model.generator_optimizer(generator.parameters())
-    optimizer_d = model.discriminator_optimizer(discriminator.parameters())
-    parameters_g, parameters_d = list(generator.parameters()), list(discriminator.parameters())
-
-    def step() -> None:
-        real = to_unit_range(data.real.index_select(0, torch.randint(len(data.real), (data.batch_size,))))
-        fake = generator(torch.randn(len(real), model.latent.size))
-        for parameter in parameters_d:
-            parameter.grad = None  # as optimizer.zero_grad(), which takes longer
-        (softplus(-discriminator(real)).mean() + softplus(discriminator(fake.detach())).mean()).backward()
-        optimizer_d.step()
-        for parameter in parameters_d:
-            parameter.requires_grad_(False)
-        for parameter in parameters_g:
-            parameter.grad = None
-        softplus(-discriminator(fake)).mean().backward()
-        optimizer_g.step()
-        for parameter in parameters_d:
-            parameter.requires_grad_(True)
-
-    return step
 
 
 def tutorial_loop(model: Any, data: Any) -> Callable[[], None]:
@@ -104,29 +77,6 @@ def tutorial_loop(model: Any, data: Any) -> Callable[[], None]:
         optimizer_g.step()
 
     return step
-
-
-class Windows(Callback):
-    """Times windows of the training it is in, and of the other loops in between."""
-
-    def __init__(self, length: int, others: dict[str, Callable[[], None]]):
-        self.length = length
-        self.order = list(others.items())
-        self.times: dict[str, list[float]] = {name: [] for name in ("fit", *others)}
-        self.start = 0.0
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step % self.length:
-            return
-        if self.start:
-            self.times["fit"].append((time.perf_counter() - self.start) / self.length)
-        self.order.reverse()  # or the same loop would always find the caches as the slowest one leaves them
-        for name, play in self.order:
-            start = time.perf_counter()
-            for _step in range(self.length):
-                play()
-            self.times[name].append((time.perf_counter() - start) / self.length)
-        self.start = time.perf_counter()
 
 
 def measure(name: str, seed: int, overrides: list[str]) -> list[tuple[float, float, float]]:

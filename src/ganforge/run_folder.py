@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from ganforge import __version__
 from ganforge.files import replacing, write_whole
 from ganforge.jobs import is_job
 from ganforge.models.gan import Game
@@ -21,7 +22,7 @@ from ganforge.overrides import key_and_value
 from ganforge.record import read_resumed
 from ganforge.trust import read_yaml
 
-PACKAGES = ("ganforge", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
 
 PLUMBING = {"name", "resume", "sweep", "checkpoint_every", "sample_every", "evaluate_every"}
 PLUMBING |= {"callbacks", "logger", "metrics", "extractor", "trainer"}
@@ -127,8 +128,15 @@ def environment(config: DictConfig, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES}
+def versions() -> dict[str, str | None]:
+    """The version of each package; null where it runs from its sources, without being installed."""
+    found: dict[str, str | None] = {"ganforge": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def _git(*arguments: str) -> str | None:

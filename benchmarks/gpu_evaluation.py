@@ -1,0 +1,161 @@
+"""How fast samples, features and batches come on a device: part `evaluation` of benchmarks/gpu.py."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_fast import WIDE
+from gpu_report import Case
+from gpu_setup import WIDTHS, Setting, configured, fit, ready
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ganforge.experiment import build, make_trainer
+from ganforge.metrics.evaluation import Evaluation
+from ganforge.metrics.extractors import Digits, Extractor, Inception, frozen
+from ganforge.metrics.statistics import Collector
+from ganforge.randomness import CHUNK
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    faces = [setting.roots.face_data, "data.image_size=64", "data.batch_size=128"]
+    samplers = {"dcgan, 28 pixels": ["model=dcgan"], "dcgan of width 64, 64 pixels": ["model=dcgan", *faces, *WIDE]}
+    for name, overrides in samplers.items():
+        yield Case("samples per second", name, partial(_samples, overrides))
+    yield Case("features per second", "digits", partial(_features, _digits))
+    yield Case("features per second", "inception, random weights", partial(_features, _inception))
+    yield Case("a validation of 10,000 digits", "dcgan, fid", _validation)
+    batches = {
+        "MNIST, batch 64": ["data.batch_size=64"],
+        "faces of 64 pixels, batch 128": faces,
+        "crops of 96 pixels, batch 16": ["data=pairs", "model=srgan", "content=pixels", "data.batch_size=16"],
+    }
+    for name, overrides in batches.items():
+        yield Case("batches per second, from the packed data to the device", name, partial(_batches, overrides))
+
+
+def rate(setting: Setting, work: Callable[[], Any], count: int, seconds: float = 1.0) -> float:
+    """How many things per second, if each call works on `count` of them."""
+    work()
+    setting.finish()
+    start, calls = time.perf_counter(), 0
+    limit = 0.05 if setting.is_small else seconds
+    while time.perf_counter() - start < limit:
+        work()
+        calls += 1
+        if calls % 8 == 0:
+            setting.finish()  # the queue to the device is long
+    setting.finish()
+    return calls * count / (time.perf_counter() - start)
+
+
+@torch.no_grad()
+def _samples(overrides: list[str], setting: Setting) -> dict[str, Any]:
+    """Of `sample_all`, in chunks of 64 from latents on the host, against the network alone."""
+    small = WIDTHS if setting.is_small else []
+    config = configured(setting, [*overrides, *small], 1)
+    config.logger = {}
+    model: Any = build(config, setting.new_folder("samples")).model.to(setting.device).eval()
+    latents = model.latents(16 * CHUNK, seed=0)
+    found = {"sample_all": rate(setting, lambda: model.sample_all(latents), 16 * CHUNK)}
+    for batch in (CHUNK, 16 * CHUNK):
+        given = latents[:batch].to(setting.device)
+        found[f"network alone, {batch} at once"] = rate(setting, partial(model.sampler.eval(), given), batch)
+    return found
+
+
+def _digits(_folder: Path) -> tuple[Extractor, tuple[int, ...]]:
+    return Digits(), (1, 28, 28)
+
+
+def _inception(folder: Path) -> tuple[Extractor, tuple[int, ...]]:
+    """With random weights, which change no time."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    file = folder / "inception.pth"
+    torch.save({}, file)
+    load = FeatureExtractorInceptionV3.load_state_dict
+    FeatureExtractorInceptionV3.load_state_dict = lambda *_, **__: None
+    try:
+        return Inception(str(file)), (3, 64, 64)
+    finally:
+        FeatureExtractorInceptionV3.load_state_dict = load
+
+
+@torch.no_grad()
+def _features(make: Callable[[Path], tuple[Extractor, tuple[int, ...]]], setting: Setting) -> dict[str, Any]:
+    """As a validation makes them, in chunks of 64 that a collector takes, against the extractor alone."""
+    if make is _inception and setting.is_small:
+        return {"not run": "it takes long on a CPU"}
+    extractor, shape = make(setting.folder)
+    frozen(extractor).to(setting.device)
+    device = torch.device(setting.device)
+    images = torch.randint(0, 256, (512, *shape), dtype=torch.uint8)
+    trainer: Any = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    chunk, there = images[:CHUNK], images.to(device)
+    found: dict[str, Any] = {}
+    for keeps in (True, False):
+        collector = Collector(10**6, trainer, keeps)
+        work = partial(_collect, collector, extractor, chunk, device)
+        found["with collector" + (", features kept" if keeps else "")] = rate(setting, work, CHUNK)
+    for batch in (CHUNK, 512):
+        found[f"extractor alone, {batch} at once"] = rate(setting, partial(extractor, there[:batch]), batch)
+    return found
+
+
+def _collect(collector: Collector, extractor: Extractor, chunk: torch.Tensor, device: torch.device) -> None:
+    collector.update(0, extractor.features_of(chunk, device))
+
+
+def _validation(setting: Setting) -> dict[str, Any]:
+    """Seconds of Trainer.validate, with the statistics of the real digits to be made and with them known."""
+    count = 128 if setting.is_small else 10_000
+    small = WIDTHS if setting.is_small else []
+    overrides = ["model=dcgan", f"data.num_samples={count}", "metrics=fid", *small]
+    experiment = ready(setting, overrides, 1, setting.new_folder("validation"))
+    config, cache = configured(setting, overrides, 1), str(setting.new_folder("statistics"))
+    seconds = {}
+    for name in ("reals to be measured", "reals known"):
+        evaluation = Evaluation(instantiate(config.metrics, _convert_="all"), cache_dir=cache)
+        evaluation.attach(experiment.data)
+        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        config.trainer.sync_batchnorm = False
+        trainer = make_trainer(config.trainer, setting.folder, [evaluation], **options)
+        start = time.perf_counter()
+        trainer.validate(experiment.model, datamodule=experiment.data, verbose=False)
+        seconds[f"seconds, {name}"] = time.perf_counter() - start
+    return {**seconds, "samples/s, reals known": count / seconds["seconds, reals known"], **evaluation.values}
+
+
+class Batches(Callback):
+    """Gets batches, after the first step of the training that it is in."""
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+        self.found: dict[str, float] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step != 1:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        loader, step = data.train_dataloader(), iter(range(sys.maxsize))
+
+        def gather() -> Any:
+            return loader.batch(next(step))
+
+        def whole() -> Any:
+            return data.on_after_batch_transfer(pl_module.transfer_batch_to_device(gather(), pl_module.device, 0), 0)
+
+        self.found["gathered on the host"] = rate(self.setting, gather, 1)
+        self.found["on the device, scaled and augmented"] = rate(self.setting, whole, 1)
+
+
+def _batches(overrides: list[str], setting: Setting) -> dict[str, Any]:
+    small = [*WIDTHS, "data.batch_size=4"] if setting.is_small else []
+    batches = Batches(setting)
+    fit(ready(setting, [*overrides, *small], 1, setting.new_folder("batches")), [batches])
+    return dict(batches.found)
