@@ -82,6 +82,15 @@ def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> 
     assert build(composed("model=cgan", "data=celeba", *alone), tmp_path).data.conditions().tolist() == [[0], [1]]
     with pytest.raises(Exception, match=r"data\.condition=attribute: must be none, labels"):
         build(composed("model=cgan", "data=celeba", *options, "data.condition=attribute"), tmp_path)
+    for wrong, message in (
+        (["data=celeba", "data.condition=identity"], r"identity: say of how many, .* data\.num_classes=10177"),
+        (["data=folder", "data.condition=labels"], r"data\.root has to be given"),
+        (["data=folder", "data.condition=labels", "data.root=nowhere"], r"data\.root=nowhere: there is no such"),
+        (["data=folder", "data.num_classes=3", "data.root=nowhere"], "which these data do not have"),
+        (["data=pairs", f"data.root={fake_celeba}"], "which these data do not have"),
+    ):
+        with pytest.raises(Exception, match=message):
+            build(composed("model=cgan", *wrong), tmp_path)
     digits = build(composed(*tiny("cgan"), f"data.root={fake_mnist}"), tmp_path).data
     assert digits.conditions([7, 0]).tolist() == [7, 0]
     for wrong in ([10], [-1], ["Smiling"], [1.0], [True], []):
