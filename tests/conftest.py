@@ -1,8 +1,10 @@
 """What the tests share: composing configs, training in process, and running the entry points."""
 
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -146,6 +148,18 @@ def save_picture(path: Path, seed: int, size: tuple[int, int] = (40, 50), mode: 
     }[mode]()
     path.parent.mkdir(parents=True, exist_ok=True)
     made.save(path, **options)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """What a PNG of this size begins with, and nothing of its pixels: a bomb, if it is large."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.fixture

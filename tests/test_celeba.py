@@ -79,6 +79,25 @@ def test_what_is_missing_is_named(fake_celeba: Path, tmp_path: Path) -> None:
     assert len(loaded(fake_celeba, split="random").real) == 24  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("list_eval_partition.txt", "{} zero", {}),
+        ("identity_CelebA.txt", "{} 0", {"condition": "identity", "num_classes": 7}),
+        ("identity_CelebA.txt", "{} \x1b[2J", {"condition": "identity", "num_classes": 7}),
+        ("list_attr_celeba.txt", "{} 1", {"condition": "attributes", "attributes": ["Smiling"]}),
+        ("list_attr_celeba.txt", "{} 1 \udcff", {"condition": "attributes", "attributes": ["Smiling"]}),
+    ],
+)
+def test_damaged_annotations_are_named(fake_celeba: Path, name: str, content: str, options: dict[str, Any]) -> None:
+    rows = "\n".join(content.format(f"{i:06d}.jpg") for i in range(1, 31))
+    head = "30\nSmiling Male\n" if "attr" in name else ""
+    (fake_celeba / name).write_text(head + rows, errors="surrogateescape")
+    with pytest.raises(UserError, match=rf"{name} (is damaged|cannot be read): ") as error:
+        loaded(fake_celeba, **options)
+    assert "\x1b" not in str(error.value)
+
+
 def test_when_google_drive_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("Too many users have viewed or downloaded this file recently.\nTry later.")

@@ -78,7 +78,7 @@ def test_every_module_can_be_imported_first(tmp_path: Path) -> None:
 CONDITIONAL = ("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional")
 CONDITIONS: dict[str, Any] = {
     "celeba": ["data.condition=attributes", "data.attributes=[Smiling]"],
-    "folder": ["data.condition=labels", "data.num_classes=3"],
+    "folder": ["data.condition=labels"],
     "pairs": None,
 }
 """How data that have no labels by default get some."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ganforge.data import mnist
 from ganforge.data.base import Batch, Steps, TensorData, to_uint8, to_unit_range
 from ganforge.data.mnist import MNIST, FashionMNIST
 from ganforge.data.mnist_sources import FILES, MNIST_SHA256, _ArraysOnly, idx_files
@@ -125,6 +126,21 @@ def test_damaged_file_is_named(fake_mnist: Path) -> None:
         (fake_mnist / f"{FILES[0]}.gz").write_bytes(damaged)
         with pytest.raises(UserError, match=r"train-images.*gz is damaged"):
             loaded(MNIST(str(fake_mnist), **OPTIONS))
+
+
+def test_files_that_hold_something_else_are_refused(fake_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = (fake_mnist / FILES[1]).read_bytes()
+    for name in FILES[:2]:
+        whole = (fake_mnist / name).read_bytes()
+        (fake_mnist / name).write_bytes(labels[:4] + (255).to_bytes(4, "big") + labels[8:-1])
+        with pytest.raises(UserError, match=r"do not hold images \(N, h, w\) and their labels"):
+            loaded(MNIST(str(fake_mnist), **OPTIONS))
+        (fake_mnist / name).write_bytes(whole)
+    monkeypatch.setattr(mnist, "LARGEST", 1000)
+    (fake_mnist / FILES[0]).unlink()
+    (fake_mnist / f"{FILES[0]}.gz").write_bytes(gzip.compress(bytes(2000)))
+    with pytest.raises(UserError, match=r"gz is damaged \(larger than 0 MiB\)"):
+        loaded(MNIST(str(fake_mnist), **OPTIONS))
 
 
 def test_sources_are_tried_in_turn_and_files_appear_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

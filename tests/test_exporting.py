@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ganforge.experiment import build, load_run
 from ganforge.export import exporting
 from ganforge.export.exporting import export
 from ganforge.export.formats import FORMATS
-from ganforge.export.interface import split
+from ganforge.export.interface import Interface, read_interface, split
 
 PHOTOGRAPHS = ["data=pairs", "data.root=somewhere"]
 FACES = ["data=celeba", "data.root=somewhere", "data.condition=attributes"]
@@ -177,6 +178,24 @@ def test_mistakes_get_one_message(runs: dict[str, Path], tmp_path: Path) -> None
     assert result.returncode == 2
     assert "run has to be given" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_card_that_cannot_be_written_gets_one_message(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "README.md").mkdir()
+    with pytest.raises(UserError, match=r"^output=.* cannot be written: "):
+        exported(runs["gan"], tmp_path, "safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"names": "ab"}, {"names": ["a"]}, {"names": [1, 2]}, {"attributes": "ab"}, {"attributes": [1]}]
+)
+def test_names_in_a_strangers_file_are_texts(wrong: dict[str, Any]) -> None:
+    known = Interface({}, {}, "images", classes=2, names=["a", "b"])
+    assert known.conditions(["b", "a"]).tolist() == [1, 0]  # type: ignore[union-attr]
+    assert known.inputs[0].values == "0 to 1"
+    assert read_interface(known.text(), "x.onnx") == known
+    with pytest.raises(UserError, match="was not written by export"):
+        read_interface(json.dumps({**asdict(known), **wrong}), "x.onnx")
 
 
 def test_a_missing_package_is_named(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

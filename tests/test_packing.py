@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import run, save_picture
+from conftest import png_header, run, save_picture
+from omegaconf import OmegaConf
 from PIL import Image
 
-from ganforge.data import packing
+from ganforge.data import packing, sources
+from ganforge.data.classes import class_folders, keep_classes
+from ganforge.data.conditions import of_classes
 from ganforge.data.images import ImageFolder, upright
+from ganforge.data.sources import open_source
 from ganforge.errors import UserError
 
 SMALL: dict[str, Any] = {"image_size": 16, "shape": (3, 16, 16), "batch_size": 4}
@@ -74,28 +79,122 @@ def test_a_folder_and_its_zip_give_the_same(pictures: Path, tmp_path: Path) -> N
     assert made == {"archive.zip.packed", "pictures.packed"}
 
 
-def test_a_zip_cannot_write_outside(tmp_path: Path) -> None:
-    save_picture(tmp_path / "made" / "picture.png", 0)
-    archive = tmp_path / "inner" / "hostile.zip"
-    archive.parent.mkdir()
-    with zipfile.ZipFile(archive, "w") as file:
-        for i in range(4):
-            file.write(tmp_path / "made" / "picture.png", f"../../outside{i}.png")
-    data = loaded(archive, cache_dir=str(tmp_path / "cache"))
-    assert len(data.real) == 4  # type: ignore[arg-type]
-    assert not list(tmp_path.parent.glob("outside*"))
-    assert not list(tmp_path.rglob("outside*"))
+OUTSIDE = ["../../out.png", "a/../../out.png", "/out.png", "..\\out.png", "a\\out.png", "C:/out.png", "c:out.png"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_zip_that_may_lead_outside_is_refused(tmp_path: Path, name: str) -> None:
+    archive = zipped(tmp_path / "inner" / "hostile.zip", {"good.png": b"", name: b""})
+    with pytest.raises(UserError, match=r"^input=.*hostile\.zip holds .*out\.png, which is no path below a folder"):
+        open_source(archive, "input")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["hostile.zip", "inner"]
+
+
+def zipped(path: Path, contents: dict[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", kind) as file:
+        for name, content in contents.items():
+            file.writestr(name, content)
+    return path
+
+
+def test_no_more_is_read_of_a_zip_than_an_image_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "ENTRY_LIMIT", 2**20)
+    swollen = zipped(tmp_path / "swollen.zip", {"a.png": bytes(2**20 + 1), "b.png": bytes(2**20), "c.png": b""})
+    source = open_source(swollen)
+    assert len(source.open("b.png").read()) == 2**20
+    for name, message in (("a.png", "is larger than 1 MiB, which no image"), ("c.png", "is empty")):
+        with pytest.raises(ValueError, match=message):
+            source.open(name)
+    lying = swollen.read_bytes().replace((2**20 + 1).to_bytes(4, "little"), (100).to_bytes(4, "little"))
+    (tmp_path / "lying.zip").write_bytes(lying)
+    source = open_source(tmp_path / "lying.zip")
+    tracemalloc.start()
+    with pytest.raises(zipfile.BadZipFile, match="Bad CRC-32"):
+        source.open("a.png")
+    assert tracemalloc.get_traced_memory()[1] < 2**19
+    tracemalloc.stop()
+    others = zipped(tmp_path / "others.zip", {"a.png": bytes(10)}, zipfile.ZIP_BZIP2)
+    with pytest.raises(ValueError, match="another way than deflate"):
+        open_source(others).open("a.png")
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, 0xFF), (46, 0xFF)])  # a version, and no UTF-8
+def test_a_zip_with_a_damaged_directory_is_refused(tmp_path: Path, place: int, value: int) -> None:
+    archive = zipped(tmp_path / "x.zip", {"ü.png": b"x"})
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\1\2") + place] = value
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="neither a folder nor an intact zip"):
+        open_source(archive).open("ü.png")
 
 
 def test_labels_are_the_folders(pictures: Path) -> None:
     data = loaded(pictures, condition="labels", num_classes=3)
     assert data.condition is not None
     assert data.condition.tolist() == [0] * 8 + [1] * 8 + [2] * 8
-    with pytest.raises(UserError, match="3 classes"):
+    counted = loaded(pictures, condition="labels")
+    assert (counted.num_classes, counted.classes) == (3, ("a", "b", "c"))
+    assert counted.conditions(["c", "a"]).tolist() == counted.conditions([2, 0]).tolist() == [2, 0]
+    with pytest.raises(UserError, match=r"^labels: must be a, b, c, or numbers from 0 to 2, not d$"):
+        counted.conditions(["d"])
+    with pytest.raises(UserError, match=r"data\.num_classes=4: there are 3 classes, a, b, c, .*leave it out"):
+        loaded(pictures, condition="labels", num_classes=4)
+    (pictures / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty in .* holds no images"):
         loaded(pictures, condition="labels")
+    (pictures / "empty").rmdir()
     save_picture(pictures / "lonely.png", 1)
     with pytest.raises(UserError, match=r"lonely\.png lies in no sub-folder"):
         loaded(pictures, condition="labels", num_classes=3)
+
+
+def test_classes_are_the_sub_folders_wherever_they_lie(pictures: Path, tmp_path: Path) -> None:
+    save_picture(pictures / "a" / "deep" / "x.png", 1)
+    (pictures / ".hidden").mkdir()
+    (pictures / "loop").symlink_to(pictures)
+    assert class_folders(pictures) == ("", ["a", "b", "c", "loop"])
+    (pictures / "loop").unlink()
+    archive = Path(shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path, "pictures"))
+    assert class_folders(archive) == ("pictures/", ["a", "b", "c"])
+    whole, inside = loaded(archive, condition="labels"), loaded(pictures, condition="labels")
+    assert torch.equal(whole.condition, inside.condition)  # type: ignore[arg-type]
+    assert inside.condition.bincount().tolist() == [9, 8, 8]  # type: ignore[union-attr]
+    for path in (pictures / "b" / "01.png", tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"^data\.root="):
+            class_folders(path)
+    with pytest.raises(UserError, match="has no sub-folders"):
+        class_folders(pictures / "b")
+
+
+def test_a_run_keeps_its_classes(pictures: Path, tmp_path: Path) -> None:
+    known = ImageFolder(root="nowhere", condition="labels", classes=["b", "a", "c"], **SMALL)
+    assert known.conditions(["a", "b"]).tolist() == [1, 0]
+    known.root = pictures
+    known.setup()
+    assert known.condition.tolist() == [1] * 8 + [0] * 8 + [2] * 8  # type: ignore[union-attr]
+    save_picture(pictures / "d" / "x.png", 1)
+    with pytest.raises(UserError, match=r"has the sub-folders a, b, c, d, but the classes of this run are a, b, c"):
+        loaded(pictures, condition="labels", classes=["a", "b", "c"])
+    for wrong in ({"condition": "none"}, {"classes": ["a", "a"]}, {"num_classes": 2}):
+        with pytest.raises(UserError, match=r"data\.(num_)?classes"):
+            ImageFolder(root="nowhere", **{**SMALL, "condition": "labels", "classes": ["a", "b", "c"], **wrong})
+    record = tmp_path / "run" / ".hydra" / "config.yaml"
+    record.parent.mkdir(parents=True)
+    record.write_text("data: {root: there, num_classes: null, shape: ['${data.channels}']}\nseed: 1\n")
+    keep_classes(known, tmp_path / "run")
+    kept = OmegaConf.load(record)
+    assert kept == {  # type: ignore[comparison-overlap]
+        "data": {"root": "there", "num_classes": 3, "shape": ["${data.channels}"], "classes": ["b", "a", "c"]},
+        "seed": 1,
+    }
+
+
+def test_numbers_are_names_where_names_are_numbers() -> None:
+    names = ["1", "10", "2"]
+    assert of_classes([10, "2"], 3, names).tolist() == [1, 2]
+    with pytest.raises(UserError, match=r"^labels: must be 1, 10, 2, not 0$"):
+        of_classes([0], 3, names)
 
 
 ODD_ONES = {
@@ -109,12 +208,16 @@ ODD_ONES = {
     "link": lambda path: (path / "link.jpg").symlink_to(path / "a" / "00.jpg"),
     "linked folder": lambda path: (path / "linked").symlink_to(path),
     "broken link": lambda path: (path / "nowhere.jpg").symlink_to(path / "nothing"),
+    "fifo": lambda path: os.mkfifo(path / "fifo.jpg"),
+    "link to a fifo": lambda path: (os.mkfifo(path / "fifo"), (path / "fifo.jpg").symlink_to(path / "fifo")),
+    "link to a device": lambda path: (path / "zero.jpg").symlink_to("/dev/zero"),
     "link to itself": lambda path: (path / "self.jpg").symlink_to(path / "self.jpg"),
     "hidden": lambda path: (path / ".hidden.jpg").write_bytes(b"thumbnail"),
     "text": lambda path: (path / "readme.txt").write_text("no image"),
 }
 COUNTED = dict.fromkeys(ODD_ONES, 25) | dict.fromkeys(
-    ("linked folder", "broken link", "link to itself", "hidden", "text"), 24
+    ("linked folder", "broken link", "link to itself", "hidden", "text", "fifo", "link to a fifo", "link to a device"),
+    24,
 )
 
 
@@ -136,6 +239,16 @@ def test_an_image_is_packed_as_one_sees_it() -> None:
     assert np.asarray(upright(ink, 3)).tolist() == [[[0, 255, 255]]]
 
 
+def test_links_that_fan_out_are_no_hang(tmp_path: Path) -> None:
+    folders = [tmp_path / "pictures" / str(i) for i in range(12)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    with pytest.raises(UserError, match=r"^input=.*: symbolic links lead to .* in more than 100 ways"):
+        open_source(tmp_path / "pictures", "input")
+
+
 def test_a_linked_folder_is_a_label_of_its_own(pictures: Path) -> None:
     (pictures / "d").symlink_to(pictures / "a")
     data = loaded(pictures, condition="labels", num_classes=4)
@@ -152,26 +265,30 @@ def damage(folder: Path) -> list[str]:
     whole = (folder / "b" / "01.png").read_bytes()
     (folder / "c" / "flipped.png").write_bytes(whole[:60] + bytes(20) + whole[80:])
     Image.new("F", (30, 30)).save(folder / "c" / "float.tif")
-    return ["b/truncated.jpg", "b/nonsense.jpg", "c/empty.png", "c/flipped.png", "c/float.tif"]
+    (folder / "c" / "bomb.png").write_bytes(png_header(60_000, 60_000))
+    (folder / "c" / "nothing.png").write_bytes(png_header(0, 0))
+    Image.new("L", (30, 30)).save(folder / "c" / "postscript.png", format="EPS")
+    bad = ["truncated.jpg", "nonsense.jpg", "empty.png", "flipped.png", "float.tif", "bomb.png", "nothing.png"]
+    return [*bad, "postscript.png: no image"]
 
 
 def test_all_bad_files_are_named_or_left_out(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = loaded(pictures, condition="labels", num_classes=3)
     names = damage(pictures)
     for _ in range(2):  # the second time nothing is decoded
-        with pytest.raises(UserError, match="5 of 29 files") as error:
+        with pytest.raises(UserError, match="8 of 32 files") as error:
             loaded(pictures)
         assert all(name in str(error.value) for name in names)
         assert "data.on_error=skip" in str(error.value)
     data = loaded(pictures, on_error="skip", condition="labels", num_classes=3)
     assert torch.equal(data.real, good.real)  # type: ignore[arg-type]
     assert torch.equal(data.condition, good.condition)  # type: ignore[arg-type]
-    assert "5 of 29 files" in caplog.text
+    assert "8 of 32 files" in caplog.text
     shutil.rmtree(pictures / "a")
     for name in (*"bc",):
         for path in (pictures / name).iterdir():
             path.write_bytes(b"x")
-    with pytest.raises(UserError, match="21 of 21 files"):
+    with pytest.raises(UserError, match="24 of 24 files"):
         loaded(pictures, on_error="skip")
 
 

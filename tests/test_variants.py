@@ -1,16 +1,19 @@
 """What sets the variants apart: conditions, levels, and images made of images."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
-from conftest import composed, equal, fitted, recorded, run, save_picture, tiny
+from conftest import composed, equal, fitted, png_header, recorded, run, save_picture, tiny
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 from torchvision.models.vgg import make_layers
@@ -19,7 +22,7 @@ from ganforge.checks import check_scale
 from ganforge.content import VGG16, Pixels
 from ganforge.data.base import Batch
 from ganforge.errors import UserError
-from ganforge.experiment import build, start_from
+from ganforge.experiment import build, load_data, start_from
 from ganforge.latents import Levels, Normal, Uniform
 from ganforge.metrics.extractors import Digits, frozen
 from ganforge.metrics.features import ClassAccuracy, frechet_distance
@@ -28,7 +31,8 @@ from ganforge.metrics.statistics import Statistics
 from ganforge.models.tiling import in_tiles
 from ganforge.networks import lapgan, srresnet, unet
 from ganforge.networks.lapgan import gaussian_pyramid, levels_of, resized
-from ganforge.sampling import sample
+from ganforge.record import read_record
+from ganforge.sampling import sample, translate
 
 # Conditions ------------------------------------------------------------------------------------------------------
 
@@ -78,6 +82,15 @@ def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> 
     assert build(composed("model=cgan", "data=celeba", *alone), tmp_path).data.conditions().tolist() == [[0], [1]]
     with pytest.raises(Exception, match=r"data\.condition=attribute: must be none, labels"):
         build(composed("model=cgan", "data=celeba", *options, "data.condition=attribute"), tmp_path)
+    for wrong, message in (
+        (["data=celeba", "data.condition=identity"], r"identity: say of how many, .* data\.num_classes=10177"),
+        (["data=folder", "data.condition=labels"], r"data\.root has to be given"),
+        (["data=folder", "data.condition=labels", "data.root=nowhere"], r"data\.root=nowhere: there is no such"),
+        (["data=folder", "data.num_classes=3", "data.root=nowhere"], "which these data do not have"),
+        (["data=pairs", f"data.root={fake_celeba}"], "which these data do not have"),
+    ):
+        with pytest.raises(Exception, match=message):
+            build(composed("model=cgan", *wrong), tmp_path)
     digits = build(composed(*tiny("cgan"), f"data.root={fake_mnist}"), tmp_path).data
     assert digits.conditions([7, 0]).tolist() == [7, 0]
     for wrong in ([10], [-1], ["Smiling"], [1.0], [True], []):
@@ -533,6 +546,85 @@ def test_images_made_of_images(tmp_path: Path, pictures: Path, capsys: pytest.Ca
     with pytest.raises(UserError, match=r"1 of 4 cannot be read:\n  colours.png: no image$"):
         drawn(f"input={source}", f"output={tmp_path}/three")
     assert len(capsys.readouterr().out.splitlines()) == 3, "the others are made"
+
+
+@pytest.fixture
+def upscaler(tmp_path: Path) -> Any:
+    options = tiny("srgan", "data=pairs", "data.root=somewhere", "data.image_size=28", "data.batch_size=2")
+    return build(composed(*options), tmp_path / "run").model.eval()
+
+
+def test_bad_images_do_not_stop_the_others(tmp_path: Path, upscaler: Any) -> None:
+    source = tmp_path / "source"
+    for i, name in enumerate(("a", "z")):
+        save_picture(source / f"{name}.png", i, (20, 30))
+    (source / "bomb.png").write_bytes(png_header(60_000, 60_000))
+    (source / "half.png").write_bytes((source / "a.png").read_bytes()[:200])
+    (source / "steers\x1b[2J\nterminals.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"3 of 5 cannot be read:\n  bomb\.png: .*\n  half\.png: .*\n  steers") as error:
+        list(translate(upscaler, source, tmp_path / "made"))
+    assert str(error.value).splitlines()[-1] == r"  steers\x1b[2J\nterminals.png: is empty"
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["a.png", "z.png"]
+    with ZipFile(tmp_path / "damaged.zip", "w", ZIP_DEFLATED) as archive:
+        archive.write(source / "a.png", "good.png")
+        archive.writestr("later.png", bytes(1000))
+    content = bytearray((tmp_path / "damaged.zip").read_bytes())
+    content[content.index(b"PK\3\4", 1) + 6] |= 1
+    content[content.rindex(b"PK\1\2") + 8] |= 1  # which means that it is encrypted
+    (tmp_path / "damaged.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"1 of 2 cannot be read:\n  later\.png: .*encrypted"):
+        list(translate(upscaler, tmp_path / "damaged.zip", tmp_path / "more"))
+
+
+def test_nothing_is_written_outside_of_the_output(tmp_path: Path, upscaler: Any) -> None:
+    save_picture(tmp_path / "source" / "deep" / "x.png", 1, (20, 30))
+    with ZipFile(tmp_path / "slip.zip", "w") as archive:
+        archive.write(tmp_path / "source" / "deep" / "x.png", "../../SLIP.png")
+    with pytest.raises(UserError, match=r"^input=.*slip\.zip holds \.\./\.\./SLIP\.png, which"):
+        list(translate(upscaler, tmp_path / "slip.zip", tmp_path / "one" / "two"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "deep").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"^output=.*out: .*x\.png lies outside of it"):
+        list(translate(upscaler, tmp_path / "source", tmp_path / "out"))
+    for place in (Path("/proc/x"), tmp_path / "slip.zip" / "x"):
+        with pytest.raises(UserError, match=rf"^output={place} cannot be written: "):
+            list(translate(upscaler, tmp_path / "source", place))
+    assert {path.name for path in tmp_path.iterdir()} <= {"source", "slip.zip", "out", "run"}
+
+
+def test_samples_are_named_by_classes(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture) -> None:
+    names = ["faces", "v1.5 \x1b/..", "写" * 200]
+    options = [*tiny("cgan_conv"), "data=folder", f"data.root={pictures}", "data.image_size=28", "data.batch_size=8"]
+    folder = recorded(tmp_path / "run", *options, "data.condition=labels")
+    shutil.rmtree(pictures)
+
+    def drawn(labels: list[Any], *more: str) -> Path:
+        config = composed(f"run={folder}", "num_samples=3", f"output={tmp_path}", *more, config="sample")
+        config.labels = labels
+        sample(config)
+        return Path(capsys.readouterr().out.strip())
+
+    def record(classes: list[str]) -> None:
+        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        config.data.classes, config.data.num_classes = classes, len(classes)
+        config.model.generator.condition_size = config.model.discriminator.condition_size = 3
+        OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+
+    with pytest.raises(UserError, match=r"data\.root=.*there is no such folder or zip"):
+        load_data(read_record(folder)).conditions([0])
+    record(names)
+    assert drawn([1]).name == "samples-seed-0-labels-v1.5_...png"
+    assert drawn(["faces", 0]).name == "samples-seed-0-labels-faces-faces.png"
+    separate = sorted(path.name for path in drawn(names, "separate=true").iterdir())
+    assert separate == ["000000-faces.png", "000001-v1.5_...png", f"000002-{'写' * 33}.png"]
+    with pytest.raises(UserError, match=r"^output=/proc/x cannot be written"):
+        drawn([0], "output=/proc/x")
+    with pytest.raises(UserError, match="labels: must be faces, ") as error:
+        drawn(["voices"])
+    assert "\x1b" not in str(error.value)
+    record(names[:2])
+    with pytest.raises(UserError, match="trained with 3 labels, but its record tells of others"):
+        drawn([0])
 
 
 def _turned() -> Image.Exif:

@@ -67,12 +67,26 @@ def _condition_size(data: Any) -> int:
     condition = data.get("condition")
     if condition not in (None, "none", "labels", "attributes", "identity"):
         raise UserError(f"data.condition={condition}: must be none, labels (folder), attributes or identity (celeba)")
-    names = data.get("attributes") or ()
-    size = len([names] if isinstance(names, str) else names) if condition == "attributes" else data.get("num_classes")
+    size = None if condition == "none" else data.get("num_classes")
+    if condition == "attributes":
+        names = data.get("attributes") or ()
+        size = len([names] if isinstance(names, str) else names)
+    elif condition == "labels":
+        size = size or len(data.get("classes") or _class_folders(data))
+    elif condition == "identity" and not size:
+        raise UserError("data.condition=identity: say of how many, all of CelebA are data.num_classes=10177")
     if not size:
         raise UserError(
             "This model is conditioned on labels, which these data do not have. Choose others, such as data=mnist, or "
             "make some: data=celeba data.condition=attributes data.attributes=[Smiling], or data.condition=identity "
-            "data.num_classes=10177; data=folder data.condition=labels data.num_classes=<n>"
+            "data.num_classes=10177; data=folder data.condition=labels, which are the names of sub-folders"
         )
     return size
+
+
+def _class_folders(data: Any) -> list[str]:
+    from ganforge.data.classes import class_folders  # slow to import, and for few models only
+
+    if OmegaConf.is_missing(data, "root"):
+        raise UserError("data.root has to be given: data.root=...")
+    return class_folders(Path(str(data.root)).expanduser())[1]

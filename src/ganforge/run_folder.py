@@ -109,7 +109,7 @@ def _leaves(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, key)
         elif name == "_target_":
             yield key, str(value).rpartition(".")[2]
-        elif name not in ("_partial_", "cache_dir") and "${" not in str(value):
+        elif name not in ("_partial_", "cache_dir", "classes") and "${" not in str(value):
             yield key, value
 
 

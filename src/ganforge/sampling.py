@@ -1,27 +1,32 @@
 """Samples of a trained model: sample i of a seed is the same whoever asks for how many. And images made of images."""
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ganforge.checks import check_count, check_seed
 from ganforge.data.base import to_uint8, to_unit_range
-from ganforge.data.images import upright
+from ganforge.data.images import open_image, upright
 from ganforge.data.sources import open_source
+from ganforge.downloads import first_line
 from ganforge.errors import UserError
-from ganforge.experiment import load_data, load_run
+from ganforge.experiment import load_run
+from ganforge.export.interface import interface_of
 from ganforge.latents import picked
 from ganforge.models.gan import GAN
+from ganforge.names import in_file_name, shown
 from ganforge.pictures import picture, save_picture
 
 WALK = 8
@@ -31,21 +36,23 @@ WALK = 8
 def sample(config: DictConfig) -> None:
     """Draw what is asked for of a run, and print the paths of what is written. Raises UserError."""
     record, model, *_ = load_run(config.run, config.checkpoint)
-    labels = config.labels if config.labels is None or OmegaConf.is_list(config.labels) else [config.labels]
     check_request(model, config)
     output = Path(config.output).expanduser()
     if config.input:
         for path in translate(model, Path(config.input).expanduser(), output):
-            print(path)
+            print(shown(path))
         return
+    labels = config.labels if config.labels is None or OmegaConf.is_list(config.labels) else [config.labels]
     conditions = conditions_of(model, record, labels)
     draw = walk if config.interpolate else GAN.sheet
     samples, columns = draw(model, config.num_samples, config.seed, conditions)
     name = f"{'walk' if config.interpolate else 'samples'}-seed-{config.seed}"
-    if labels is not None:
-        name += ("-labels-" + "-".join(map(str, labels)))[:100]  # file systems end names at 255 bytes
-    rows = None if config.interpolate else labels
-    print(write(samples, output, name, config.format if config.separate else None, columns, rows))
+    rows = None if labels is None else names_of(labels, conditions, interface_of(model, record).names)
+    if rows is not None:
+        name += in_file_name("-labels-" + "-".join(rows))
+    rows = None if config.interpolate else rows
+    with written_to(output):
+        print(shown(write(samples, output, name, config.format if config.separate else None, columns, rows)))
 
 
 def check_request(model: GAN, config: DictConfig) -> None:
@@ -76,7 +83,12 @@ def conditions_of(model: GAN, config: DictConfig, labels: Sequence[Any] | None) 
     """What labels stand for in the data of a run, null for those that its previews show; None if it knows none."""
     if model.condition_size is None:
         return None
-    return load_data(config).conditions(None if labels is None else list(labels))
+    return interface_of(model, config).conditions(None if labels is None else list(labels))
+
+
+def names_of(labels: Sequence[Any], conditions: Tensor | None, names: Sequence[str] | None) -> list[str]:
+    """What labels are called in names of files: as their classes are, whether they were asked for so or by number."""
+    return [names[int(i)] for i in conditions] if names and conditions is not None else list(map(str, labels))
 
 
 def walk(model: GAN, count: int, seed: int, conditions: Tensor | None = None) -> tuple[Tensor, int]:
@@ -103,10 +115,10 @@ def write(
     """
     path = folder / name
     if separate is None:
-        path = path.with_suffix(".png")
+        path = folder / f"{name}.png"  # a name may have a dot of its own
         save_picture(picture(samples, columns=columns), path)
     elif separate == "npz":
-        path = path.with_suffix(".npz")
+        path = folder / f"{name}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, samples=samples.numpy() if samples.ndim == 2 else to_uint8(samples).numpy())
     elif samples.ndim == 2:
@@ -115,7 +127,7 @@ def write(
         raise UserError(f"output={folder}: {path} is there already: remove it, or choose another folder")
     else:
         for number, sample in enumerate(samples):
-            label = f"-{labels[number * len(labels) // len(samples)]}" if labels else ""
+            label = f"-{in_file_name(labels[number * len(labels) // len(samples)])}" if labels else ""
             save_picture(picture(sample[None], columns=1, padding=0), path / f"{number:06d}{label}.png")
     return path
 
@@ -126,49 +138,80 @@ def translate(model: GAN, source: Path, folder: Path) -> Iterator[Path]:
     Images are taken upright. Transparency is carried over, resized as the image is; what was grey stays grey where
     the model does not change colours.
     """
-    given = source
     files: dict[str, Callable[[], BinaryIO]]
+    given, channels = source, model.generator.in_channels
     if source.is_file() and source.suffix.lower() != ".zip":
         source, files = source.parent, {source.name: partial(source.open, "rb")}  # type: ignore[dict-item]
     else:
         images = open_source(source, "input")
         files = {name: partial(images.open, name) for name in images.images()}
-    originals = {(source / name).resolve() for name in files}
-    paths = {name: (folder / name).with_suffix(".png") for name in files}
-    times = Counter(paths.values())
-    for name, path in paths.items():
-        if path.resolve() in originals:
-            raise UserError(f"output={folder}: {path} would be written over, choose another folder")
-        if times[path] > 1:
-            raise UserError(f"input={source}: {name} and another image would both become {path}, rename one")
+    paths = placed(files, source, folder)
     bad = []
     for name, opened in files.items():
         try:
-            with opened() as file, Image.open(file) as image:
-                made = translated(model, image)
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on a damaged file
-            bad.append(f"  {name}: {'no image' if isinstance(error, UnidentifiedImageError) else error}")
+            with opened() as file, open_image(file) as image:
+                seen = Seen.of(image, channels)  # type: ignore[arg-type]
+        except Exception as error:  # broken files make libraries raise all kinds of errors
+            bad.append(f"  {shown(name)}: {shown(first_line(error))}")
             continue
-        save_picture(made, paths[name])
+        with written_to(folder):
+            save_picture(translated(model, seen), paths[name])
         yield paths[name]
     if bad:
         raise UserError(f"input={given}: {len(bad)} of {len(files)} cannot be read:\n" + "\n".join(bad))
 
 
-def translated(model: GAN, image: Image.Image) -> Image.Image:
+def placed(names: Iterable[str], source: Path, folder: Path) -> dict[str, Path]:
+    """Where what is made of each file goes. Raises UserError where that is a place that it must not go to."""
+    originals = {os.path.realpath(source / name) for name in names}
+    paths = {name: (folder / name).with_suffix(".png") for name in names}
+    times, inside = Counter(paths.values()), Path(os.path.realpath(folder))
+    for name, path in paths.items():
+        real = os.path.realpath(path)  # which, unlike Path.resolve, bears a link to itself
+        if not Path(real).is_relative_to(inside):
+            raise UserError(f"output={folder}: {shown(path)} lies outside of it, choose another folder")
+        if real in originals:
+            raise UserError(f"output={folder}: {shown(path)} would be written over, choose another folder")
+        if times[path] > 1:
+            raise UserError(
+                f"input={source}: {shown(name)} and another image would both become {shown(path)}, rename one"
+            )
+    return paths
+
+
+@contextmanager
+def written_to(folder: Path) -> Iterator[None]:
+    """Raise UserError where something inside cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"output={folder} cannot be written: {error.strerror or error}") from error
+
+
+class Seen(NamedTuple):
+    """An image as a model takes it: `pixels` (C, H, W) in [-1, 1], and what is put back on what is made of it."""
+
+    pixels: Tensor
+    alpha: Image.Image | None
+    is_grey: bool
+
+    @classmethod
+    def of(cls, image: Image.Image, channels: int) -> "Seen":
+        image = ImageOps.exif_transpose(image)
+        is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+        alpha = None
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            alpha = image.getchannel("A")
+            image = image.convert("RGB")
+        return cls(to_unit_range(pil_to_tensor(upright(image, channels))), alpha, is_grey)
+
+
+def translated(model: GAN, seen: Seen) -> Image.Image:
     """What a model of images makes of one."""
-    channels = model.generator.in_channels
-    image = ImageOps.exif_transpose(image)
-    is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-    alpha = None
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        image = image.convert("RGB")
-    pixels = to_unit_range(pil_to_tensor(upright(image, channels)))  # type: ignore[arg-type]
-    made = to_pil_image(to_uint8(model.sample(None, pixels[None].to(model.device)))[0].cpu())
-    if is_grey and model.keeps_colours:
+    made = to_pil_image(to_uint8(model.sample(None, seen.pixels[None].to(model.device)))[0].cpu())
+    if seen.is_grey and model.keeps_colours:
         made = made.convert("L")
-    if alpha is not None:
-        made.putalpha(alpha.resize(made.size, Image.Resampling.BICUBIC))
+    if seen.alpha is not None:
+        made.putalpha(seen.alpha.resize(made.size, Image.Resampling.BICUBIC))
     return made

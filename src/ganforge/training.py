@@ -15,6 +15,7 @@ from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, r
 from ganforge.callbacks.health import Health, collapsed_at, state_in
 from ganforge.callbacks.stopping import Diverged
 from ganforge.checks import check_scale, check_schedule
+from ganforge.data.classes import keep_classes
 from ganforge.devices import check_fits, rank
 from ganforge.errors import UserError
 from ganforge.experiment import build
@@ -70,6 +71,7 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
         data.setup()
         check_scale(data, model)
         if checkpoint is None or state is None:
+            keep_classes(data, folder)
             describe(config, folder, trainer, model.games)
         else:
             _prepare_folder(folder, checkpoint, state, trainer)

@@ -133,6 +133,8 @@ class TensorData(LightningDataModule):
         self.batch_size = batch_size
         self.shape = tuple(shape)
         self.num_classes = num_classes
+        self.classes: Sequence[str] = ()
+        """Names of the integer labels, where they have any."""
         self.num_samples = num_samples
         self.flip = flip
         self.seed = seed
@@ -161,7 +163,7 @@ class TensorData(LightningDataModule):
 
         Raises UserError for a label that the data do not have.
         """
-        return of_classes(labels, self.num_classes or 0)
+        return of_classes(labels, self.num_classes or 0, self.classes)
 
     def fingerprint(self, split: str) -> str:
         """Tells the samples of this split from all others."""

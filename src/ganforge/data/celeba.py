@@ -13,6 +13,7 @@ from ganforge.data.images import Images, Listing
 from ganforge.data.sources import Source, open_source
 from ganforge.downloads import first_line, time_limit
 from ganforge.errors import UserError
+from ganforge.names import shown
 from ganforge.randomness import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -101,8 +102,9 @@ class CelebA(Images):
         if split not in SPLITS:
             raise UserError(f"split={split}: CelebA has {', '.join(SPLITS)}")
         if self.split == "official":
-            part = _table(folder / "list_eval_partition.txt", names, "data.split=official", "data.split=random")
-            return (torch.tensor([int(row[0]) for row in part]) == SPLITS.index(split)).nonzero()[:, 0]
+            path = folder / "list_eval_partition.txt"
+            part = _numbers(path, _table(path, names, "data.split=official", "data.split=random"))
+            return (torch.tensor(part) == SPLITS.index(split)).nonzero()[:, 0]
         order = torch.randperm(len(names), generator=generator(self.split_seed, Stream.DATA))
         tenth = len(names) // 10
         valid, test, train = order.split([tenth, tenth, len(names) - 2 * tenth])
@@ -113,15 +115,17 @@ class CelebA(Images):
             return None
         need = f"data.condition={self.condition_kind}"
         if self.condition_kind == "identity":
-            rows = _table(folder / "identity_CelebA.txt", names, need, "data.condition=none")
-            return torch.tensor([int(row[0]) - 1 for row in rows])
+            path = folder / "identity_CelebA.txt"
+            return torch.tensor(_numbers(path, _table(path, names, need, "data.condition=none"), 1)) - 1
         path = folder / "list_attr_celeba.txt"
         rows = _table(path, names, need, "data.condition=none")
-        known = path.read_text().splitlines()[1].split()
+        known = "".join(_lines(path)[1:2]).split()
         unknown = [name for name in self.attributes if name not in known]
         if unknown:
             raise UserError(f"data.attributes: CelebA has no {', '.join(unknown)}. It has {', '.join(known)}")
         columns = [known.index(name) for name in self.attributes]
+        if any(len(row) != len(known) for row in rows):
+            raise UserError(f"{path} is damaged: it has rows that do not fit its {len(known)} attributes")
         return torch.tensor([[float(row[column] == "1") for column in columns] for row in rows])
 
 
@@ -133,12 +137,27 @@ def _table(path: Path, names: list[str], need: str, otherwise: str) -> list[list
     """The rows of an annotation file that belong to images, without the images' names."""
     if not path.is_file():
         raise UserError(f"{need} needs {path}, which is not there: put it there, or use {otherwise}")
-    rows = {row[0]: row[1:] for row in map(str.split, path.read_text().splitlines()) if len(row) > 1}
+    rows = {row[0]: row[1:] for row in map(str.split, _lines(path)) if len(row) > 1}
     files = [Path(name).name for name in names]
     missing = [name for name in files if name not in rows]
     if missing:
         raise UserError(f"{path} has no row for {len(missing)} of the images, such as {missing[0]}: use {otherwise}")
     return [rows[name] for name in files]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _numbers(path: Path, rows: list[list[str]], least: int = 0) -> list[int]:
+    """The first column of a table. Raises UserError where that has anything but numbers from `least`."""
+    for row in rows:
+        if not row[0].isdecimal() or not least <= int(row[0]) < 2**31:
+            raise UserError(f"{path} is damaged: {shown(row[0])} is no whole number from {least}")
+    return [int(row[0]) for row in rows]
 
 
 def _download(root: Path) -> None:

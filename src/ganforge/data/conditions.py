@@ -7,16 +7,29 @@ import torch
 from torch import Tensor
 
 from ganforge.errors import UserError
+from ganforge.names import listed
 
 
-def of_classes(labels: Sequence[Any] | None, classes: int) -> Tensor:
-    """Integer labels (N,); by default of all classes, or of ten that are evenly spread. Raises UserError."""
+def of_classes(labels: Sequence[Any] | None, classes: int, names: Sequence[str] = ()) -> Tensor:
+    """Integer labels (N,), of numbers or of the `names` of the classes; by default of all classes, or of ten that are
+    evenly spread. A number is a name where names are numbers. Raises UserError.
+    """
     if labels is None:
         return torch.linspace(0, classes - 1, min(classes, 10)).round().long()
-    unknown = [label for label in labels if type(label) is not int or not 0 <= label < classes]
-    if unknown or not labels:
-        raise UserError(f"labels: must be numbers from 0 to {classes - 1}, not {unknown[0] if unknown else 'none'}")
-    return torch.tensor(labels)
+    counts = not any(name.isdecimal() for name in names)
+    found = [_number(label, classes if counts else 0, names) for label in labels]
+    if None in found or not found:
+        known = [listed(names)] if names else []
+        known += [f"numbers from 0 to {classes - 1}"] if counts else []
+        wrong = labels[found.index(None)] if found else "none"
+        raise UserError(f"labels: must be {', or '.join(known)}, not {wrong}")
+    return torch.tensor(found)
+
+
+def _number(label: Any, classes: int, names: Sequence[str]) -> int | None:
+    if type(label) in (int, str) and str(label) in names:
+        return names.index(str(label))
+    return label if type(label) is int and 0 <= label < classes else None
 
 
 def of_attributes(labels: Sequence[Any] | None, attributes: Sequence[str]) -> Tensor:

@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ganforge.data.base import TensorData
+from ganforge.data.classes import class_folders, classes_of
 from ganforge.data.packing import Packed, pack, refuse_bad
 from ganforge.data.sources import Source, open_source
 from ganforge.errors import UserError
+from ganforge.names import listed
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, whatever a file is called: Pillow hands others, such as PostScript, to programs beside it."""
 
 
 class Listing(NamedTuple):
@@ -70,7 +75,7 @@ class Images(TensorData):
         shape = (self.channels, self.image_size, self.image_size)
 
         def decode(name: str) -> np.ndarray:
-            with source.open(name) as file, Image.open(file) as image:
+            with source.open(name) as file, open_image(file) as image:
                 square = resized(upright(image, self.channels), self.image_size, self.crop)
             return np.asarray(square).reshape(self.image_size, self.image_size, self.channels).transpose(2, 0, 1)
 
@@ -98,6 +103,15 @@ def kept(packed: Packed, condition: Tensor | None) -> Tensor | None:
     return condition if condition is None or not packed.bad else condition[packed.good(len(condition))]
 
 
+def open_image(file: BinaryIO) -> Image.Image:
+    """An image whose header is read. Raises what Pillow raises where that is damaged, or tells of too many pixels."""
+    Image.init()  # of which the first call alone takes time
+    try:
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError as error:
+        raise ValueError("no image") from error
+
+
 def upright(image: Image.Image, channels: int) -> Image.Image:
     """An image as one sees it: turned as its EXIF data say, over white where transparent, in 8-bit grey or RGB."""
     image = ImageOps.exif_transpose(image)
@@ -119,16 +133,21 @@ def resized(image: Image.Image, size: int, crop: float) -> Image.Image:
 
 
 class ImageFolder(Images):
-    """Any images: labels are the names of the folders they lie in, sorted, where `condition` is "labels"."""
+    """Any images: labels are the names of the sub-folders of `root`, sorted, where `condition` is "labels".
+
+    A run's record holds these as `classes`, which have to be those of the data then.
+    """
 
     title = "folder"
     labels = "the sub-folders of the training images, in the order of their names"
 
-    def __init__(self, condition: str = "none", **options: Any):
+    def __init__(self, condition: str = "none", classes: Sequence[Any] | None = None, **options: Any):
         super().__init__(**options)
         if condition not in ("none", "labels"):
             raise ValueError(f"condition={condition}: must be none or labels")
         self.condition_kind = condition
+        if classes is not None:
+            self._name([str(name) for name in classes])
 
     def listing(self, split: str) -> Listing:
         if split != "train":
@@ -137,11 +156,27 @@ class ImageFolder(Images):
         names = source.images()
         if self.condition_kind == "none":
             return Listing(source, names)
-        folders = [name.rpartition("/")[0] for name in names]
-        if "" in folders:
+        prefix, found = class_folders(self.root)
+        self._name(found)
+        return Listing(source, names, torch.tensor(classes_of(names, prefix, self.classes, self.root)))
+
+    def conditions(self, labels: Sequence[Any] | None = None) -> Tensor:
+        if self.num_classes is None:  # of data that are not loaded yet, and no run's
+            self._name(class_folders(self.root)[1])
+        return super().conditions(labels)
+
+    def _name(self, classes: Sequence[str]) -> None:
+        """Take the names of the classes. Raises UserError where others are known already."""
+        if self.condition_kind != "labels" or len(set(classes)) < len(classes):
+            raise UserError("data.classes: must be different names, with data.condition=labels")
+        if self.classes and set(self.classes) != set(classes):
             raise UserError(
-                f"data.condition=labels: {names[folders.index('')]} lies in no sub-folder of {self.root}, so it has no "
-                "label"
+                f"data.root={self.root} has the sub-folders {listed(classes)}, but the classes of this run are "
+                f"{listed(self.classes)}: give it a folder with those"
             )
-        number = {folder: i for i, folder in enumerate(sorted(set(folders)))}
-        return Listing(source, names, torch.tensor([number[folder] for folder in folders]))
+        if self.num_classes not in (None, len(classes)):
+            raise UserError(
+                f"data.num_classes={self.num_classes}: there are {len(classes)} classes, {listed(classes)}, which are "
+                "counted if you leave it out"
+            )
+        self.classes, self.num_classes = self.classes or tuple(classes), len(classes)

@@ -22,6 +22,9 @@ from ganforge.randomness import Stream, generator
 
 log = logging.getLogger(__name__)
 
+LARGEST = 2**30
+"""Bytes of a file, unpacked: more than sets in this format have, less than fills a memory."""
+
 
 class MNIST(TensorData):
     """60,000 handwritten digits (LeCun et al., 1998): uint8 (N, channels, image_size, image_size), labels 0 to 9.
@@ -97,7 +100,10 @@ class MNIST(TensorData):
             raise UserError(f"data.root={self.root}: {self.title} is not there")
         if split not in ("train", "test"):
             raise UserError(f"split={split}: {self.title} has train and test")
-        images, labels = (_read(folder, name) for name in (FILES[:2] if split == "train" else FILES[2:]))
+        names = FILES[:2] if split == "train" else FILES[2:]
+        images, labels = (_read(folder, name) for name in names)
+        if images.ndim != 3 or 0 in images.shape or labels.shape != images.shape[:1]:
+            raise UserError(f"{folder}: {' and '.join(names)} do not hold images (N, h, w) and their labels (N,)")
         images = images.unsqueeze(1)
         if self.image_size != images.shape[-1]:
             images = resize(images, [self.image_size, self.image_size], antialias=True)
@@ -178,7 +184,10 @@ def _read(folder: Path, name: str) -> Tensor:
     path = _stored(folder, name)
     assert path is not None
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"larger than {LARGEST / 2**20:.0f} MiB")
         dimensions = content[3]
         shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(int)
         values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)

@@ -28,6 +28,7 @@ from ganforge.devices import cores
 from ganforge.downloads import first_line
 from ganforge.errors import UserError
 from ganforge.files import read_json, write_whole
+from ganforge.names import shown
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def refuse_bad(packed: Packed, names: Sequence[str], on_error: str, source: Path
     if on_error == "skip" and len(packed.bad) < len(names):
         log.warning("%d of %d files of %s are no good and left out.", len(packed.bad), len(names), source)
         return
-    listed = [f"  {names[i]}: {reason}" for i, reason in list(packed.bad.items())[:NAMED]]
+    listed = [f"  {shown(names[i])}: {shown(reason)}" for i, reason in list(packed.bad.items())[:NAMED]]
     if len(packed.bad) > NAMED:
         listed.append(f"  and {len(packed.bad) - NAMED} more")
     raise UserError(

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ganforge.data.base import Batch, TensorData, to_unit_range
-from ganforge.data.images import cache_folder, check_on_error, upright
+from ganforge.data.images import cache_folder, check_on_error, open_image, upright
 from ganforge.data.packing import pack, refuse_bad
 from ganforge.data.sources import open_source
 from ganforge.degradations import Degradation, Noise
@@ -209,12 +208,12 @@ class Pairs(TensorData):
             raise UserError(f"{path} holds no images besides those of data.valid and data.test")
 
         def decode(name: str) -> np.ndarray:
-            with source.open(name) as file, Image.open(file) as image:
+            with source.open(name) as file, open_image(file) as image:
                 pixels = np.asarray(upright(image, self.channels))
             return pixels.reshape(*pixels.shape[:2], self.channels)
 
         def measure(name: str) -> int:
-            with source.open(name) as file, Image.open(file) as image:  # which reads no more than its header
+            with source.open(name) as file, open_image(file) as image:  # which reads no more than its header
                 return image.width * image.height * self.channels
 
         title = f"photographs-{source.fingerprint(names, channels=self.channels)}"

@@ -32,14 +32,15 @@ def export(config: DictConfig) -> Path:
     content = kind.write(Bare(model.sampler, len(interface.latents)).eval(), interface)
     difference, shape = verified(content, kind, model)
     path = folder / f"generator{kind.suffix}"
+    digest = hashlib.sha256(content).hexdigest()
+    subject = Subject(path.name, run, checkpoint.name, step, difference, digest, shape)
+    card = model_card(subject, record, model, interface)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
+        write_whole(folder / "README.md", card.encode())
     except OSError as error:
         raise UserError(f"output={folder} cannot be written: {error.strerror}") from error
-    digest = hashlib.sha256(content).hexdigest()
-    subject = Subject(path.name, run, checkpoint.name, step, difference, digest, shape)
-    write_whole(folder / "README.md", model_card(subject, record, model, interface).encode())
     print(f"{path}: {len(content) / 1e6:.3g} MB, largest difference to PyTorch {difference:.1g}")
     print(folder / "README.md")
     return path

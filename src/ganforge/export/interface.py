@@ -16,6 +16,7 @@ from ganforge.errors import UserError
 from ganforge.experiment import load_data
 from ganforge.latents import Latent, Levels
 from ganforge.models.gan import GAN
+from ganforge.names import listed
 from ganforge.targets import checked
 
 
@@ -32,8 +33,9 @@ class Input(NamedTuple):
 class Interface:
     """The latents by their names, and one of `classes`, `attributes` and `channels` (of an image) or none of them.
 
-    `latents` and `generator` are configs of what is to be made. `labels` says what the classes are. The generator pads
-    images to a `multiple` of pixels a side. Those of more than `tile` pixels are to be made in tiles with a `margin`.
+    `latents` and `generator` are configs of what is to be made. `labels` says what the classes are, `names` what they
+    are called where they have names. The generator pads images to a `multiple` of pixels a side. Those of more than
+    `tile` pixels are to be made in tiles with a `margin`.
     """
 
     generator: dict[str, Any]
@@ -46,6 +48,14 @@ class Interface:
     multiple: int = 1
     tile: int | None = None
     margin: int = 0
+    names: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        for texts in (self.names, self.attributes):
+            if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+                raise ValueError("names and attributes are lists of texts")
+        if self.names is not None and len(self.names) != self.classes:
+            raise ValueError(f"{len(self.names)} names for {self.classes} classes")
 
     @cached_property
     def latent(self) -> Latent | None:
@@ -78,7 +88,7 @@ class Interface:
         if self.attributes:
             return of_attributes(labels, self.attributes)
         if self.classes:
-            return of_classes(labels, self.classes)
+            return of_classes(labels, self.classes, self.names or ())
         if labels is not None:
             raise UserError("labels: this model was trained without labels, leave them out")
         return None
@@ -131,6 +141,13 @@ def interface_of(model: GAN, record: DictConfig) -> Interface:
             interface.attributes = list(data.attributes)
         else:
             interface.classes, interface.labels = data.num_classes, data.labels
+        if data.classes:
+            interface.names = list(data.classes)
+            interface.labels = listed([f"{i} {name}" for i, name in enumerate(interface.names)])
+        if (interface.classes or len(interface.attributes or ())) != model.condition_size:
+            raise UserError(
+                f"This model was trained with {model.condition_size} labels, but its record tells of others"
+            )
     return interface
 
 

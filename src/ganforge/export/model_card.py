@@ -58,7 +58,7 @@ def _facts(subject: Subject, record: DictConfig, model: GAN) -> str:
 
 def _use(subject: Subject, interface: Interface) -> list[str]:
     labels = f", labels={interface.attributes[:1]}" if interface.attributes else ""
-    labels = ", labels=[0, 1]" if interface.classes else labels
+    labels = f", labels={(interface.names or [*range(interface.classes)])[:2]}" if interface.classes else labels
     call = "images" if interface.channels else f"16, seed=0{labels}"
     made = "made" if interface.channels else interface.output
     code = [f'generator = ganforge.load_generator("{subject.file}")', f"{made} = generator({call})"]
