@@ -186,7 +186,7 @@ def test_an_ideal_value_is_approached_from_both_sides(tmp_path: Path) -> None:
     assert objective(tmp_path) == pytest.approx(0.05)
 
 
-def test_records_from_before_there_were_ideals_go_on(tmp_path: Path) -> None:
+def test_records_from_before_there_were_ideals_go_on() -> None:
     old = {"value": 1.4, "step": 1, "provenance": {}}
     scores = Scores(diversity={"higher_is_better": True, "monitored": False, "last": old, "best": old})
     scores.add("diversity", 1.0, False, 2, 0.9, {})

@@ -148,6 +148,8 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> Trained:
     folder = Path(folder).expanduser()
     register_resolvers()
     config = read_record(folder)
+    if not isinstance(config.get("model"), DictConfig) or "_target_" not in config.model:
+        raise UserError(f"{folder}: its record describes no model")
     path = checkpoint_path(folder, checkpoint)
     try:
         model, step = load_model(checked(config.model), path)
