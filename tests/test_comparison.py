@@ -1,6 +1,7 @@
 """Comparing runs: the tables, the page, what TensorBoard sees, and folders of strangers."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY_POINTS, composed, run
 from omegaconf import OmegaConf
+from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -28,6 +31,8 @@ from ganforge.comparison.comparing import (
     seeds_table,
 )
 from ganforge.comparison.records import find_runs, natural, read_runs
+from ganforge.comparison.report import pictures_of
+from ganforge.comparison.tables import PIPED, parts, print_table
 from ganforge.errors import UserError
 from ganforge.overrides import quoted
 from ganforge.run_folder import settings
@@ -216,6 +221,11 @@ def test_one_bad_run_does_not_hide_the_others(sweep: Path, tmp_path: Path, capsy
     printed, _ = compared(capsys, tmp_path / "s")
     assert "damaged: no checkpoint can be read" in printed
     assert "not finite" in printed
+    torch.save({"state_dict": {}, "global_step": 4}, first / "checkpoints" / "last.ckpt")
+    printed, _ = compared(capsys, tmp_path / "s")
+    assert "damaged: last.ckpt is no checkpoint of ganforge: pytorch-lightning_version is missing" in " ".join(
+        printed.split()
+    )
     for path, content in (
         (second / "metrics.json", "[1]"),
         (second / "metrics.json", '{"fid": '),
@@ -258,6 +268,70 @@ def test_mistakes_get_one_message(sweep: Path, tmp_path: Path, option: str, mess
         compare(composed(*(f"{key}={value}" for key, value in options.items()), config="compare"))
 
 
+def test_a_metric_may_have_an_ideal_value(tmp_path: Path) -> None:
+    now = {"value": 1.05, "step": 5, "provenance": {}}
+    scores = {"diversity": {"ideal": 1.0, "last": now, "best": now}}
+    (run,) = read_runs([made_up(tmp_path / "a", scores=scores)])
+    assert cells(runs_table([run], ["diversity", "fid"]), "diversity → 1") == ["1.05"]
+
+
+def test_wide_tables_come_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    names = [f"metric_number_{i}" for i in range(8)]
+    now = {"value": 1.05, "step": 5, "provenance": {}}
+    scores = {name: {"higher_is_better": True, "last": now, "best": now} for name in names}
+    runs = read_runs([made_up(tmp_path / "a", scores=scores)])
+    columns = runs_table(runs, names)
+    assert [part[1].title for part in parts(columns)] == [*(f"{name} ↑" for name in names), "time"]
+    assert all(part[0].title == "run" for part in parts(columns))
+    print_table("Runs", columns)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= PIPED
+    assert all(name in printed for name in names)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_only_files_of_a_run_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    folder = made_up(tmp_path / "runs" / "a")
+    (folder / "samples").mkdir()
+    for name in ("error.txt", "events.out.tfevents.1.host.1.0", "samples/step-00000000.png"):
+        target = tmp_path / "secret.png" if name.endswith("png") else secret
+        place: Any = {"link": lambda p, to=target: p.symlink_to(to), "pipe": os.mkfifo, "folder": Path.mkdir}[kind]
+        place(folder / name)
+    (run,) = read_runs([folder])
+    assert run.status == "failed: error.txt cannot be read"
+    assert not run.curves
+    assert not pictures_of(run)
+    assert "events.out.tfevents.1.host.1.0 is left out" in caplog.text
+    (folder / "metrics.json").unlink()
+    os.mkfifo(folder / "metrics.json")
+    assert read_runs([folder])[0].status.startswith("damaged")
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    made_up(tmp_path / "runs" / "a")
+    page = tmp_path / "runs" / "a" / "comparison.html"
+    for target in (tmp_path / "outside", tmp_path / "not there"):
+        (tmp_path / "outside").write_text("mine")
+        page.unlink(missing_ok=True)
+        page.symlink_to(target)
+        with pytest.raises(UserError, match="is a link"):
+            compare(composed(f"runs={quoted(tmp_path / 'runs')}", config="compare"))
+    assert (tmp_path / "outside").read_text() == "mine"
+    assert not (tmp_path / "not there").exists()
+
+
+def test_texts_that_are_no_unicode_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    now = {"value": 1.0, "step": 5, "provenance": {"\ud800": "\x1b[31m"}}
+    folder = made_up(tmp_path / "runs" / "a", scores={"\ud800": {"higher_is_better": True, "last": now, "best": now}})
+    (folder / "error.txt").write_text("x" * 10_000)
+    printed, page = compared(capsys, tmp_path / "runs")
+    assert "? ↑" in printed
+    assert "x" * 301 not in page
+
+
 # The page --------------------------------------------------------------------------------------------------------
 
 
@@ -274,13 +348,20 @@ def dumped(page: Path, script: str = "") -> str:
 
 
 def rows(dom: str) -> list[str]:
-    return re.findall(r"</span>(\d-seed=\d)</td>", dom)
+    """Which runs the rows are of, in the same order in all parts of a table."""
+    (order,) = {tuple(re.findall(r"</span>(\d-seed=\d)</div>", part)) for part in parts_of(dom) if "</div>" in part}
+    return list(order)
+
+
+def parts_of(dom: str) -> list[str]:
+    return re.findall(r"<tbody>.*?</tbody>", dom, re.DOTALL)
 
 
 def test_the_page_sorts_and_shows_every_step(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shutil.copytree(sweep, tmp_path / "s")
     _, page = compared(capsys, tmp_path / "s")
     assert len(page) < 2_000_000
+    assert len(parts_of(page)) == 4 + 2, "settings, two metrics, time; the two metrics over seeds"
     assert not re.search(r"""(src|href)=["'](?!data:)""", page), "nothing is loaded"
     assert page.count("data:image/svg+xml") == 4, "losses of D and G, and the two metrics"
     assert re.findall(r'data-step="(\d+)"', page) == ["0", "2", "4"]

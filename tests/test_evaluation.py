@@ -74,11 +74,11 @@ def test_a_best_value_is_of_the_same_protocol() -> None:
 
 
 def test_a_resumed_run_forgets_what_it_measures_again(tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text(
-        json.dumps({"fid": {"last": 1, "best": 1, "evaluated": 2}, "kid": {"last": 1}})
-    )
-    Scores({"is": {"last": 3}}).write(tmp_path / "metrics.json")
-    assert numbers(tmp_path) == {"fid": {"evaluated": 2}, "is": {"last": 3}}
+    now = {"value": 1.0, "step": 3, "provenance": {}}
+    trained, evaluated = {"higher_is_better": False, "last": now, "best": now}, {"evaluated": [now]}
+    (tmp_path / "metrics.json").write_text(json.dumps({"fid": trained | evaluated, "kid": trained}))
+    Scores({"is": trained}).write(tmp_path / "metrics.json")
+    assert numbers(tmp_path) == {"fid": evaluated, "is": trained}
 
 
 def test_points_and_stacked_digits_have_numbers_of_their_own(tmp_path: Path, fake_mnist: Path) -> None:

@@ -23,6 +23,7 @@ from ganforge.export import exporting
 from ganforge.export.exporting import export
 from ganforge.export.formats import FORMATS
 from ganforge.export.interface import Interface, read_interface, split
+from ganforge.export.model_card import escaped
 
 PHOTOGRAPHS = ["data=pairs", "data.root=somewhere"]
 FACES = ["data=celeba", "data.root=somewhere", "data.condition=attributes"]
@@ -163,6 +164,40 @@ def test_the_card_tells_what_it_is(runs: dict[str, Path], tmp_path: Path, monkey
     code = card.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     exec(code)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("fid_digits", "fid_digits"),
+        ("a\n# b | c", r"a \# b \| c"),
+        ("<script>&lt;", r"\<script\>\&lt;"),
+        ("[x](y) `z` *b* _i_ \\|", r"\[x\](y) \`z\` \*b\* \_i\_ \\\|"),
+        ("https://evil", "https:\u200b//evil"),
+    ],
+)
+def test_texts_mean_nothing_in_markdown(text: str, shown: str) -> None:
+    assert escaped(text) == shown
+
+
+def test_the_card_escapes_what_the_folder_says(tmp_path: Path) -> None:
+    folder = made(tmp_path, *TINY_POINTS)
+    evil = "<script>x</script>\n# heading | cell"
+    now = {"value": 1.5, "step": 7, "provenance": {evil: evil}}
+    scores = {evil: {"higher_is_better": True, "last": now, "best": now}}
+    (folder / "metrics.json").write_text(json.dumps(scores))
+    for commit, shown in ((evil, "unknown"), ("0123456789abcdef", "0123456789abcdef"), (None, "unknown")):
+        (folder / "environment.json").write_text(json.dumps({"git_commit": commit}))
+        exported(folder, tmp_path / "export", "safetensors")
+        card = (tmp_path / "export" / "README.md").read_text()
+        assert f"| git commit of the training | {shown} |" in card
+        assert "<script>" not in card
+        assert "\n# heading" not in card
+    for name in ("environment.json", "metrics.json"):
+        (folder / name).write_text("[1]")
+        with pytest.raises(UserError, match=f"{name} is not as ganforge writes it: it is a list"):
+            exported(folder, tmp_path / "export", "safetensors")
+        (folder / name).unlink()
 
 
 def test_mistakes_get_one_message(runs: dict[str, Path], tmp_path: Path) -> None:

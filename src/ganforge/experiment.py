@@ -41,6 +41,7 @@ from ganforge.metrics.evaluation import Evaluation
 from ganforge.models.gan import GAN
 from ganforge.record import read_record
 from ganforge.resolvers import register_resolvers
+from ganforge.schemas import WEIGHTS
 from ganforge.targets import checked
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def start_from(model: GAN, run: str) -> None:
     """Give a model the weights of another run's last checkpoint, and nothing else of it."""
     try:
         path = latest_checkpoint(Path(run).expanduser())
-        model.start_from(read_checkpoint(path)["state_dict"])
+        model.start_from(read_checkpoint(path, WEIGHTS)["state_dict"])
     except UserError as error:
         raise UserError(f"model.init_from={run}: {error}") from error
     except RuntimeError as error:
@@ -163,6 +164,8 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> Trained:
     folder = Path(folder).expanduser()
     register_resolvers()
     config = read_record(folder)
+    if not isinstance(config.get("model"), DictConfig) or "_target_" not in config.model:
+        raise UserError(f"{folder}: its record describes no model")
     path = checkpoint_path(folder, checkpoint)
     try:
         model, step = load_model(checked(config.model), path)
@@ -180,9 +183,7 @@ def load_model(config: DictConfig, path: Path) -> tuple[Any, int]:
     """The model of a config with a checkpoint's weights, in eval mode, and the checkpoint's step."""
     config.compile = False  # not worth its time for a few samples
     model = instantiate(config, _convert_="all")
-    state = read_checkpoint(path)
-    if "state_dict" not in state:
-        raise UserError(f"{path} is no checkpoint of a run")
+    state = read_checkpoint(path, WEIGHTS)
     model.load_state_dict(state["state_dict"])
     return model.eval(), state["global_step"]
 

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from stat import S_ISREG
 from typing import Any, BinaryIO
+
+from ganforge.errors import UserError
+
+LARGEST = 64 * 2**20
+"""Bytes of a text that is read."""
 
 
 @contextmanager
@@ -43,12 +49,33 @@ def remove_parts(folder: Path) -> None:
         part.unlink()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A json; empty where there is none, or half of one."""
+def read_text(path: Path) -> str:
+    """A text in UTF-8. Raises FileNotFoundError, and UserError where it is no text in a file: links are not followed,
+    and pipes and devices could block or never end."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        if not S_ISREG(path.lstat().st_mode):
+            raise UserError(f"{path} is {'a link' if path.is_symlink() else 'no file'}, which is not read")
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            content = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > LARGEST:
+        raise UserError(f"{path} is larger than {LARGEST >> 20} MiB")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A table in JSON that can be made anew: empty where there is none, or half of one."""
+    try:
+        table = json.loads(read_text(path))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
+    return table if isinstance(table, dict) else {}
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -58,6 +85,8 @@ def has_checkpoint(run: Path) -> bool:
 
 def is_intact(path: Path) -> bool:
     """Whether every record of what torch saved has the CRC-32 that torch wrote with it."""
+    if not path.is_file():  # a pipe would block
+        return False
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None

@@ -18,8 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from ganforge.errors import UserError
-from ganforge.files import read_json, write_whole
+from ganforge.files import write_whole
 from ganforge.overrides import quoted
+from ganforge.schemas import METRICS, read_table
 
 ERROR = "error.txt"
 """In the folder of a job that failed: why."""
@@ -190,6 +191,10 @@ def _signal_at_parents_end(number: int) -> None:
 
 
 def objective(folder: Path) -> float | None:
-    """The best value of the metric that a run monitored; None where none was measured."""
-    monitored = (score for score in read_json(folder / "metrics.json").values() if score.get("monitored"))
-    return next((score["best"]["value"] for score in monitored), None)
+    """The best value of the metric that a run monitored, or how far it is from the ideal one; None where none was
+    measured."""
+    for score in read_table(folder / "metrics.json", METRICS).values():
+        if score.get("monitored"):
+            value = score["best"]["value"]
+            return abs(value - score["ideal"]) if "ideal" in score and value is not None else value
+    return None

@@ -1,5 +1,6 @@
 """Samples as pictures: a grid of images, or a scatter plot of points."""
 
+import logging
 from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
@@ -11,7 +12,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from ganforge.data.base import to_uint8
+from ganforge.downloads import first_line
 from ganforge.files import write_whole
+
+log = logging.getLogger(__name__)
 
 FRAMES = 100
 """An animation of a training shows at most so many of its pictures."""
@@ -36,13 +40,13 @@ def scatter(points: Tensor, real: Tensor | None = None, joined: int | None = Non
     axes = figure.add_subplot()
     if real is not None:
         x, y = real[:2000].cpu().T
-        axes.scatter(x, y, s=4, color="lightgrey", label="data")
+        axes.scatter(x, y, s=12, color="darkgrey", linewidths=0, label="data")
         low, high = real.min(0).values.cpu(), real.max(0).values.cpu()
         margin = 0.15 * (high - low)
         axes.set_xlim(float((low - margin)[0]), float((high + margin)[0]))
         axes.set_ylim(float((low - margin)[1]), float((high + margin)[1]))
     x, y = points.float().cpu().T  # numpy has no bfloat16
-    axes.scatter(x, y, s=4, color="tab:blue", label="generated")
+    axes.scatter(x, y, s=6, color="tab:blue", linewidths=0, label="generated")
     if joined:
         axes.plot(x.view(-1, joined).T, y.view(-1, joined).T, linewidth=0.5, color="tab:blue")
     axes.legend(loc="upper center", ncols=2, frameon=False)
@@ -60,8 +64,19 @@ def save_picture(image: Image.Image, path: Path) -> None:
 
 
 def animate(pictures: list[Path], path: Path) -> None:
-    """Write pictures as a GIF of a few seconds that rests on the last one."""
+    """Write pictures as a GIF of a few seconds that rests on the last one; those that cannot be read are left out."""
     chosen = torch.linspace(0, len(pictures) - 1, min(FRAMES, len(pictures))).round().int().tolist()
-    frames = [Image.open(pictures[i]).convert("RGB") for i in chosen]
+    frames = [frame for i in chosen if (frame := _frame(pictures[i])) is not None]
+    if not frames:
+        return
     durations = [100] * (len(frames) - 1) + [2000]  # milliseconds
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def _frame(path: Path) -> Image.Image | None:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's on a damaged file
+        log.warning("%s is left out of the animation: it cannot be read (%s)", path, first_line(error))
+        return None

@@ -7,6 +7,7 @@ from pickle import UnpicklingError
 from shutil import copyfile
 from typing import Any
 
+import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
@@ -18,6 +19,7 @@ from ganforge.devices import rank
 from ganforge.errors import UserError
 from ganforge.files import is_intact, write_whole
 from ganforge.metrics.evaluation import Evaluation
+from ganforge.schemas import CHECKPOINT, VERSION, Damaged, fault
 from ganforge.trainers import callback_of
 
 log = logging.getLogger(__name__)
@@ -45,8 +47,14 @@ class Checkpoints(Checkpoint):
         if every < 1:
             raise ValueError(f"checkpoint_every={every}: must be at least 1")
         self.every = every
+        self._states: int | None = None  # of optimizers, in the checkpoint that training goes on from
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._states = len(checkpoint["optimizer_states"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._states not in (None, len(trainer.optimizers)):  # Lightning would leave the others as they are
+            raise Damaged(f"The checkpoint has states of {self._states} optimizers, not of {len(trainer.optimizers)}")
         if trainer.global_step == 0:
             self.save(trainer, pl_module)
 
@@ -174,11 +182,26 @@ def latest_checkpoint(run: Path) -> Path:
     raise UserError(f"{folder} holds no intact checkpoint: neither last.ckpt nor previous.ckpt can be read")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What torch saved, on the CPU. Raises UserError where it holds more than tensors and plain values."""
+def read_checkpoint(path: Path, schema: Any = CHECKPOINT) -> dict[str, Any]:
+    """What torch saved, on the CPU. Raises UserError where it holds more than tensors and plain values, Damaged where
+    something is missing."""
     try:
-        return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors and plain values: it may run code, so it is refused"
         ) from error
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # torch raises all kinds, and gives advice that is for files of one's own
+        raise Damaged(f"{path} is no checkpoint of ganforge: it is no file of tensors and plain values") from error
+    if wrong := fault(state, schema):
+        raise Damaged(f"{path} is no checkpoint of ganforge: {wrong}{_version_note(state)}")
+    return state
+
+
+def _version_note(state: Any) -> str:
+    found = state.get("pytorch-lightning_version") if isinstance(state, dict) else None
+    if fault(found, VERSION) or found == lightning.__version__:
+        return ""
+    return f" (it is of Lightning {found}; this is {lightning.__version__})"

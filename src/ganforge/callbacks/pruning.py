@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ganforge.callbacks.stopping import end_here
 from ganforge.errors import UserError
 from ganforge.metrics.evaluation import Evaluation
+from ganforge.metrics.scores import Better, shortfall
 from ganforge.sweeps import direction_of
 from ganforge.trainers import callback_of
 
@@ -32,6 +33,7 @@ class Pruning(Callback):
         self.warmup_steps = warmup_steps
         self.ended = False
         self._monitor: str | None = None
+        self._better: Better = True
         self._trial: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -42,7 +44,8 @@ class Pruning(Callback):
         self._monitor = evaluation.chosen.monitor if evaluation else None
         if evaluation is None or self._monitor is None:
             raise UserError("hydra/sweeper=optuna searches for the best metrics.monitor: set that, and evaluate_every")
-        right = "maximize" if evaluation.chosen.names[self._monitor] else "minimize"
+        self._better = evaluation.chosen.names[self._monitor]
+        right = "maximize" if self._better is True else "minimize"  # such as the distance to the ideal value
         if direction_of(sweeper) != right:
             raise UserError(f"hydra.sweeper.direction={direction_of(sweeper)}: {self._monitor} asks for {right}")
         if sweeper.storage is not None and trainer.is_global_zero:
@@ -66,6 +69,7 @@ class Pruning(Callback):
         is_hopeless = False
         if self._trial is not None:
             value = trainer.callback_metrics[self._monitor].item()
+            value = value if isinstance(self._better, bool) else shortfall(value, self._better)
             self._trial.report(value, trainer.global_step)
             is_hopeless = self._trial.should_prune()
         if trainer.strategy.broadcast(is_hopeless):

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Sequence
 from math import isfinite
-from os.path import commonpath
+from os.path import commonpath, lexists
 from pathlib import Path
 from statistics import mean, stdev
+from tempfile import TemporaryFile
 
 from omegaconf import DictConfig
 
 from ganforge.checks import check_count, check_seed
-from ganforge.comparison.records import Run, find_runs, read_runs
+from ganforge.comparison.records import Run, find_runs, is_file, read_runs
 from ganforge.comparison.report import report
 from ganforge.comparison.tables import NOTHING, Cell, Column, duration, number, plain, print_table, setting
 from ganforge.errors import UserError
@@ -37,19 +38,19 @@ def compare(config: DictConfig) -> None:
     for note in notes:
         print(note)
     page = report(runs, tables, metrics, notes, config)
-    write_whole(output, page.encode())
+    write_whole(output, page.encode(errors="replace"))
     print(f"Written to {output}")
 
 
 def _check_writable(output: Path) -> None:
+    if lexists(output) and not is_file(output):
+        raise UserError(f"output={output}: is a link, or no file, and would be replaced: name another file")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("ab"):
+        with TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror}), name another file") from error
-    if not output.stat().st_size:
-        output.unlink()
 
 
 # What differs ----------------------------------------------------------------------------------------------------
@@ -130,9 +131,12 @@ def runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> list[Column]:
     columns += _settings(runs, differences(runs))
     for metric in metrics:
         columns += [
-            Column(_title(runs, metric), "best", [_score(run, metric, "best", "value") for run in runs]),
-            Column("at step", "of the best", [_score(run, metric, "best", "step") for run in runs]),
-            Column("last", plain(metric), [_score(run, metric, "last", "value") for run in runs]),
+            Column(title, hint, [_score(run, metric, part, value) for run in runs], group=metric)
+            for title, hint, part, value in (
+                (_title(runs, metric), "best", "best", "value"),
+                ("at step", "of the best", "best", "step"),
+                ("last", plain(metric), "last", "value"),
+            )
         ]
     columns.append(Column("time", "of training", [duration(run.seconds) for run in runs]))
     columns.append(Column("images/s", "median", [number(run.images_per_second, ",.0f") for run in runs]))
@@ -155,7 +159,8 @@ def seeds_table(grouped: Sequence[Sequence[Run]], metrics: Sequence[str]) -> lis
     for metric in [metric for metric in metrics if any(metric in run.scores for run in counted)]:
         for part, title in (("best", _title(counted, metric)), ("last", "last")):
             cells = [_spread(group, metric, part) for group in finished]
-            columns.append(Column(title, f"{part} {plain(metric)}: mean ± standard deviation", cells))
+            hint = f"{part} {plain(metric)}: mean ± standard deviation"
+            columns.append(Column(title, hint, cells, group=metric))
     return columns
 
 
@@ -166,8 +171,8 @@ def _settings(runs: Sequence[Run], names: dict[str, str]) -> list[Column]:
 
 
 def _title(runs: Sequence[Run], metric: str) -> str:
-    is_higher = next((run.scores[metric]["higher_is_better"] for run in runs if metric in run.scores), True)
-    return f"{plain(metric)} {'↑' if is_higher else '↓'}"
+    better = next((run.scores[metric]["better"] for run in runs if metric in run.scores), True)
+    return f"{plain(metric)} {('↓', '↑')[better] if isinstance(better, bool) else f'→ {better:g}'}"
 
 
 def _score(run: Run, metric: str, part: str, value: str) -> Cell:

@@ -1,12 +1,12 @@
 """What run folders tell about their runs, read back without making anything of them."""
 
-import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import nan
-from os.path import commonpath
+from os.path import commonpath, lexists
 from pathlib import Path
+from stat import S_ISREG
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -14,17 +14,19 @@ import numpy as np
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from yaml import YAMLError
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
 from ganforge.callbacks.health import state_in
 from ganforge.callbacks.pruning import Pruning
+from ganforge.comparison.tables import plain
 from ganforge.errors import UserError
-from ganforge.files import has_checkpoint
+from ganforge.files import has_checkpoint, read_text
 from ganforge.jobs import ERROR
+from ganforge.metrics.scores import better_of
 from ganforge.overrides import key_of
 from ganforge.record import Unreadable, read_overrides, read_record
 from ganforge.run_folder import settings
+from ganforge.schemas import METRICS, Damaged, read_table
 from ganforge.targets import checked
 from ganforge.trainers import is_done
 
@@ -32,6 +34,13 @@ log = logging.getLogger(__name__)
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps and values."""
+
+LARGEST = 4 * 2**30
+"""Bytes of an event file that is read; a long training with its pictures makes a tenth of it."""
+SCALARS = 100_000
+"""Of a curve; more are sampled."""
+LINE = 300
+"""Characters of what is shown of an error."""
 
 
 class Run(NamedTuple):
@@ -41,7 +50,7 @@ class Run(NamedTuple):
     given: set[str]
     """The keys that its command line set."""
     scores: dict[str, dict[str, Any]]
-    """By metric: higher_is_better, last and best, as in `metrics.json`."""
+    """By metric: last and best, as in `metrics.json`, and which values are `better`."""
     curves: dict[str, Curve]
     """By TensorBoard's tag."""
     seconds: float
@@ -88,21 +97,16 @@ def read_runs(folders: list[Path]) -> list[Run]:
 def _read(folder: Path, name: str) -> Run:
     try:
         record = read_record(folder)
-        _check(record, (folder / ERROR).exists())
+        _check(record, lexists(folder / ERROR))
         chosen, given, status = settings(folder), set(map(key_of, read_overrides(folder))), _status(folder, record)
         curves, seconds = _events(folder)
-        metrics = _metrics(folder)
+        metrics = read_table(folder / "metrics.json", METRICS)
         return Run(folder, name, chosen, given, _scores(metrics), curves, seconds, status, _health(metrics))
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        if isinstance(error, UserError) and not isinstance(error, Unreadable):  # it is not to be trusted
-            raise UserError(f"{folder}: {error}") from error
-        log.warning("%s holds no readable record of a run: %r", folder, error)
+    except Exception as error:  # what a damaged folder makes libraries raise
+        if isinstance(error, UserError) and not isinstance(error, Unreadable | Damaged):  # it is not to be trusted
+            raise UserError(plain(f"{folder}: {error}")) from error
+        log.warning("%s", plain(f"{folder} holds no readable record of a run: {error!r}"))
         return Run(folder, name, {}, set(), {}, {}, 0.0, "damaged: its record cannot be read", "")
-
-
-def _metrics(folder: Path) -> dict[str, Any]:
-    path = folder / "metrics.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _check(record: DictConfig, failed: bool) -> None:
@@ -114,16 +118,18 @@ def _check(record: DictConfig, failed: bool) -> None:
 
 
 def _status(folder: Path, record: DictConfig) -> str:
-    error = folder / ERROR
-    if error.is_file():
-        return "failed: " + error.read_text(errors="replace").strip().partition("\n")[0]
+    if lexists(folder / ERROR):
+        return f"failed: {_reason(folder / ERROR)}"
     if not has_checkpoint(folder):
         return "" if (folder / "metrics.json").exists() else "not begun"
     try:
         path = latest_checkpoint(folder)
     except UserError:
         return "damaged: no checkpoint can be read"
-    checkpoint = read_checkpoint(path)
+    try:
+        checkpoint = read_checkpoint(path)
+    except Damaged as error:
+        return f"damaged: {str(error).replace(str(path), path.name)}"
     step = checkpoint["global_step"]
     if state_in(checkpoint).get("verdict") == "stop":
         return f"stopped at step {step:,}: collapsed"
@@ -135,12 +141,20 @@ def _status(folder: Path, record: DictConfig) -> str:
     return f"unfinished: step {step:,}" + (f" of {steps:,}" if steps > -1 else "")
 
 
+def _reason(path: Path) -> str:
+    """What a job that failed has left of its error."""
+    try:
+        return read_text(path).strip().partition("\n")[0][:LINE]
+    except (UserError, FileNotFoundError):
+        return f"{path.name} cannot be read"
+
+
 def _scores(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What training measured."""
     entries = {name: entry for name, entry in metrics.items() if "last" in entry}
     return {
         name: {
-            "higher_is_better": bool(entry["higher_is_better"]),
+            "better": better_of(entry),
             **{part: _score(**entry[part]) for part in ("last", "best")},
         }
         for name, entry in entries.items()
@@ -159,8 +173,8 @@ def _score(value: float | None, step: int, provenance: dict[str, Any]) -> dict[s
 def _events(folder: Path) -> tuple[dict[str, Curve], float]:
     points: dict[str, list[Any]] = {}
     seconds = 0.0
-    for path in sorted(folder.glob("events.out.tfevents.*")):  # one for each time that it was begun or gone on with
-        events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
+    for path in _event_files(folder):
+        events = EventAccumulator(str(path), size_guidance={"scalars": SCALARS, "images": 1, "tensors": 1})
         events.Reload()
         found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
         for tag, values in found.items():
@@ -172,3 +186,17 @@ def _events(folder: Path) -> tuple[dict[str, Curve], float]:
         for tag, values in points.items()
     }
     return curves, seconds
+
+
+def _event_files(folder: Path) -> Iterator[Path]:
+    """One for each time that training was begun or gone on with."""
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        if is_file(path) and path.stat().st_size <= LARGEST:
+            yield path
+        else:
+            log.warning("%s", plain(f"{path} is left out: it is no file, or larger than {LARGEST >> 30} GiB"))
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file itself: not a link, which may show what is elsewhere, nor a pipe, which may block."""
+    return lexists(path) and S_ISREG(path.lstat().st_mode)

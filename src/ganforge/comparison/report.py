@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from PIL import Image
 
-from ganforge.comparison.records import Curve, Run
-from ganforge.comparison.tables import Column
+from ganforge.comparison.records import Curve, Run, is_file
+from ganforge.comparison.tables import Column, parts, plain
 from ganforge.errors import explanation
 from ganforge.experiment import load_data, load_run
 from ganforge.models.gan import GAN
@@ -32,6 +32,8 @@ STEPS, PICTURES = 8, 80
 """At most so many steps of the trainings are shown, and so many of their pictures."""
 SIDE = {"samples": 640, "training": 360}
 """Pixels; larger pictures are made smaller."""
+PIXELS = 2**26
+"""Larger pictures would take much memory to be made smaller."""
 MISSING = "no picture"
 GREY = "#808080"
 """Can be read on white and on black."""
@@ -47,9 +49,9 @@ def report(
     """The page. What comes from the runs is escaped, and the page may load nothing. Raises UserError."""
     environment = Environment(loader=PackageLoader("ganforge.comparison"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html").render(
-        tables=tables,
+        tables={title: parts(columns) for title, columns in tables.items()},
         notes=notes,
-        names=[run.name for run in runs],
+        names=[plain(run.name) for run in runs],
         colours=colours(len(runs)),
         curves=curves(runs, metrics),
         samples=[samples(run, config) for run in runs],
@@ -72,7 +74,7 @@ def curves(runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, str]:
     """The losses of each game and the metrics over steps: SVGs, as data URIs, by their titles."""
     losses = dict.fromkeys(tag for run in runs for tag in run.curves if tag.endswith(LOSSES))
     tags = {**{tag: tag for tag in losses}, **{metric: f"metrics/{metric}" for metric in metrics}}
-    return {title: _plot([run.curves.get(tag) for run in runs]) for title, tag in tags.items()}
+    return {plain(title): _plot([run.curves.get(tag) for run in runs]) for title, tag in tags.items()}
 
 
 def _plot(lines: Sequence[Curve | None]) -> str:
@@ -110,11 +112,9 @@ def samples(run: Run, config: DictConfig) -> str:
             return _reduced(pictures[max(pictures)], SIDE["samples"]) if pictures else MISSING
         return _shown(_drawn(record, model, config), SIDE["samples"])
     except Exception as error:  # such as of a run that other code made
-        message = explanation(error)
-        if message is None:
-            raise
-        log.warning("No samples of %s: %s", run.name, message)
-        return message
+        message = explanation(error) or f"{type(error).__name__}: {error}"
+        log.warning("%s", plain(f"No samples of {run.name}: {message}"))
+        return plain(message)
 
 
 def _drawn(record: DictConfig, model: GAN, config: DictConfig) -> Image.Image:
@@ -142,14 +142,15 @@ def trainings(runs: Sequence[Run]) -> dict[int, list[str]]:
 
 def pictures_of(run: Run) -> dict[int, Path]:
     """What `samples/` holds, by step."""
-    paths = (run.folder / "samples").glob("step-*.png")
-    return {int(path.stem[5:]): path for path in paths if path.stem[5:].isdecimal()}
+    folder = run.folder / "samples"
+    paths = [] if folder.is_symlink() else folder.glob("step-*.png")
+    return {int(path.stem[5:]): path for path in paths if path.stem[5:].isdecimal() and is_file(path)}
 
 
 def _reduced(path: Path, side: int) -> str:
     try:
-        with Image.open(path) as image:
-            return _shown(image, side)
+        with Image.open(path, formats=["PNG"]) as image:
+            return _shown(image, side) if image.width * image.height <= PIXELS else MISSING
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises on a damaged file
         return MISSING
 

@@ -1,6 +1,7 @@
 """Tables for the console and for pages: what a cell shows, and what it is sorted by."""
 
 from datetime import timedelta
+from itertools import groupby
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -9,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-UNLIMITED = 10_000
+PIPED = 160
 """Characters in a line of a file or pipe."""
+UNLIMITED = 10_000
 
 
 class Cell(NamedTuple):
@@ -28,6 +30,8 @@ class Column(NamedTuple):
     cells: list[Cell]
     is_key: bool = False
     """Whether it tells which row this is."""
+    group: str = ""
+    """Those of one group stay together."""
 
     @property
     def is_number(self) -> bool:
@@ -61,13 +65,21 @@ def plain(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+def parts(columns: list[Column]) -> list[list[Column]]:
+    """Each group, and what lies between groups, after the keys: tables that stand side by side where there is room."""
+    keys = [column for column in columns if column.is_key]
+    rest = [column for column in columns if not column.is_key]
+    return [[*keys, *group] for _, group in groupby(rest, key=lambda column: column.group)]
+
+
 def print_table(title: str, columns: list[Column]) -> None:
-    """On the console; in parts, one below the other, where it is wider than the terminal."""
-    console = Console(width=None if Console().is_terminal else UNLIMITED)
+    """On the console; in parts, one below the other, where it is wider than that."""
+    console = Console(width=None if Console().is_terminal else PIPED)
     keys = [column for column in columns if column.is_key]
     rest = [column for column in columns if not column.is_key]
     while rest:
-        ends = [k for k in range(1, len(rest) + 1) if k == len(rest) or rest[k].title not in ("at step", "last")]
+        groups = [column.group for column in rest]
+        ends = [k for k in range(1, len(rest) + 1) if groups[k:] == [] or not groups[k] or groups[k] != groups[k - 1]]
         drawn = {k: _drawn(title, keys + rest[:k], console.width) for k in ends}
         fitting = [k for k in ends if Console(width=UNLIMITED).measure(drawn[k]).maximum <= console.width]
         count = max(fitting, default=ends[0])

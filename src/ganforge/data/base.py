@@ -226,7 +226,7 @@ class TensorData(LightningDataModule):
         return {"identity": self.identity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["identity"] != self.identity:
+        if not isinstance(state_dict, dict) or state_dict.get("identity") != self.identity:
             log.warning("The data have changed since this run began: it goes on, but not as it would have gone on.")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

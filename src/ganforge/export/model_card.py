@@ -1,5 +1,6 @@
 """What a person should know of a generator that is handed over."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +10,12 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from ganforge.export.interface import Input, Interface
-from ganforge.files import read_json
 from ganforge.models.gan import GAN
 from ganforge.run_folder import versions
+from ganforge.schemas import ENVIRONMENT, METRICS, read_table
 from ganforge.targets import checked
+
+COMMIT = re.compile("[0-9a-f]{7,64}")
 
 
 class Subject(NamedTuple):
@@ -34,23 +37,23 @@ def model_card(subject: Subject, record: DictConfig, model: GAN, interface: Inte
     parts += ["## Use", *_use(subject, interface)]
     parts += ["## Inputs and output", _table(Input._fields, [_input(entry) for entry in interface.inputs])]
     parts += [_output(subject, interface, model)]
-    parts += ["## Measured", *_measured(read_json(subject.run / "metrics.json"), subject.step)]
-    parts += ["## Generator", f"```yaml\n{yaml.safe_dump(interface.generator, sort_keys=False).strip()}\n```"]
+    parts += ["## Measured", *_measured(read_table(subject.run / "metrics.json", METRICS), subject.step)]
+    parts += ["## Generator", _fenced(yaml.safe_dump(interface.generator, sort_keys=False).strip())]
     parts += ["## Licence of the data", data.terms]  # type: ignore[attr-defined]
     parts += ["## Versions", ", ".join(f"{name} {number}" for name, number in versions().items())]
     return "\n\n".join(parts) + "\n"
 
 
 def _facts(subject: Subject, record: DictConfig, model: GAN) -> str:
-    trained = read_json(subject.run / "environment.json")
+    commit = read_table(subject.run / "environment.json", ENVIRONMENT).get("git_commit") or ""
     return _table(
         ("", ""),
         [
             ("file", f"`{subject.file}`, sha256 {subject.digest}"),
-            ("checkpoint", f"{subject.checkpoint}, after {subject.step} steps"),
+            ("checkpoint", f"{escaped(subject.checkpoint)}, after {subject.step} steps"),
             ("weights", "the latest" if model.average is None else "moving average"),
-            ("seed", record.seed),
-            ("git commit of the training", trained.get("git_commit") or "unknown"),
+            ("seed", escaped(record.seed)),
+            ("git commit of the training", commit if COMMIT.fullmatch(commit) else "unknown"),
             ("difference to PyTorch", f"{subject.difference:.2g}, the largest of two trials"),
         ],
     )
@@ -76,7 +79,7 @@ def _use(subject: Subject, interface: Interface) -> list[str]:
 
 
 def _input(entry: Input) -> tuple[str, ...]:
-    return f"`{entry.name}`", f"({', '.join(map(str, entry.shape))})", entry.dtype, entry.values
+    return f"`{entry.name}`", f"({', '.join(map(str, entry.shape))})", entry.dtype, escaped(entry.values)
 
 
 def _output(subject: Subject, interface: Interface, model: GAN) -> str:
@@ -108,7 +111,7 @@ def _measured(metrics: Mapping[str, Any], step: int) -> Iterator[str]:
         entries += [("evaluated", entry) for entry in evaluated]
         for kind, entry in entries if "/" not in name else ():  # not those of each class or set
             value = "no number" if entry["value"] is None else f"{entry['value']:.6g}"
-            row = (name, kind, value, entry.get("step", step))
+            row = (escaped(name), kind, value, entry.get("step", step))
             tables.setdefault(_how(entry["provenance"]), []).append(row)
     for how, rows in tables.items():
         yield f"{how}:"
@@ -124,9 +127,21 @@ def _how(provenance: Mapping[str, Any]) -> str:
         for key, value in provenance.items()
         if key not in ("versions", "run", "checkpoint", "step") and value is not None
     }
-    return "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in kept.items())
+    return "; ".join(escaped(f"{key.replace('_', ' ')} {value}") for key, value in kept.items())
 
 
 def _table(head: Any, rows: Any) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def _fenced(text: str) -> str:
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", text))])
+    return f"{fence}yaml\n{text}\n{fence}"
+
+
+def escaped(text: Any) -> str:
+    """What a run folder says, as Markdown that shows it and means nothing by it."""
+    line = "".join(character if character.isprintable() else " " for character in str(text))
+    line = re.sub(r"([\\`*\[\]<>|~$&!#])|(?<!\w)_|_(?!\w)", lambda found: f"\\{found[0]}", line)
+    return re.sub(r"(?i)(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", "\u200b", line)  # addresses would become links

@@ -12,6 +12,7 @@ from ganforge.metrics.extractors import Extractor, Points, frozen, suitable
 from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.levels import Coarse
 from ganforge.metrics.pairs import PairMetric
+from ganforge.metrics.scores import Better
 
 SLOTS = ("against_real", "on_fakes", "paired")
 
@@ -42,7 +43,7 @@ class Chosen:
             sizes = {size for metric in self.of(FeatureMetric).values() for size in metric.sizes(data)}
             self.extractors = {size: Coarse(self.extractor, size) if size else self.extractor for size in sizes}
         self.names = self._names()
-        """Of the numbers, and whether higher ones are better."""
+        """Of the numbers, and which are better."""
         self.monitor = self._monitor(metrics.get("monitor"))
         """The full name of the number whose best checkpoint is kept."""
 
@@ -80,8 +81,8 @@ class Chosen:
             if isinstance(metric, FeatureMetric) and not isinstance(self.extractor, metric.extractor):
                 raise UserError(f"metrics.{slot}.{key} is made of {metric.extractor.__name__}, not of these data")
 
-    def _names(self) -> dict[str, bool]:
-        found: dict[str, bool] = {}
+    def _names(self) -> dict[str, Better]:
+        found: dict[str, Better] = {}
         for (_, key), metric in self.metrics.items():
             if isinstance(metric, FeatureMetric):
                 scores = self.named(key, metric, metric.scores)

@@ -202,8 +202,8 @@ class Evaluation(Callback):
     def _report(self, trainer: Trainer, pl_module: Any) -> None:
         how = trainer.strategy.broadcast(self.provenance(pl_module))  # only rank 0 has the real samples
         for name, value in self.values.items():
-            is_better = self.chosen.names.get(name, self.chosen.names.get(name.partition("/")[0], True))
-            self.scores.add(name, is_better, name == self.chosen.monitor, trainer.global_step, value, how)
+            better = self.chosen.names.get(name, self.chosen.names.get(name.partition("/")[0], True))
+            self.scores.add(name, better, name == self.chosen.monitor, trainer.global_step, value, how)
         for logger in trainer.loggers:
             values = {f"metrics/{name}": value for name, value in self.values.items()}
             values |= {f"best/{name}": self.scores[name]["best"]["value"] for name in self.values if "/" not in name}

@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 
 from ganforge.data.base import TensorData
 from ganforge.metrics.extractors import Extractor, StackedDigits
+from ganforge.metrics.scores import Better
 from ganforge.metrics.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 class FeatureMetric:
     """A number, or several, made of the statistics of generated samples, and of real ones."""
 
-    scores: ClassVar[Mapping[str, bool]] = {}
-    """The names of the numbers, and whether higher ones are better."""
+    scores: ClassVar[Mapping[str, Better]] = {}
+    """The names of the numbers, and which are better: higher ones (True), lower ones (False), those nearer to 1.0."""
     needs_samples: ClassVar[bool] = True
     """Whether single features are looked at, or mean and covariance are enough."""
     extractor: ClassVar[type[Extractor]] = Extractor
@@ -186,7 +187,7 @@ def spread(rows: Tensor, count: int) -> Tensor:
 class Diversity(FeatureMetric):
     """Root mean square distance of two generated samples' features, as a part of that of real ones: 0 is all alike."""
 
-    scores: ClassVar = {"diversity": True}
+    scores: ClassVar = {"diversity": 1.0}
     needs_samples = False
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
@@ -197,7 +198,7 @@ class Classes(FeatureMetric):
     """Effective number of the classes that the extractor's classifier sees in generated samples, as a part of that in
     real ones."""
 
-    scores: ClassVar = {"classes": True}
+    scores: ClassVar = {"classes": 1.0}
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
         if fake.logits is None or real.logits is None:
@@ -254,7 +255,7 @@ class StackedModes(FeatureMetric):
     """How many of the thousand triples of digits were drawn, and the divergence of their frequencies from the real
     ones in nats (Metz et al., 2017)."""
 
-    scores: ClassVar = {"modes": True, "kl": False, "classes": True}
+    scores: ClassVar = {"modes": True, "kl": False, "classes": 1.0}
     extractor = StackedDigits
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:

@@ -20,7 +20,7 @@ class Modes(FeatureMetric):
     classes: effective number of the modes that samples are next to, as a part of all
     """
 
-    scores: ClassVar = {"modes": True, "high_quality": True, "classes": True}
+    scores: ClassVar = {"modes": True, "high_quality": True, "classes": 1.0}
     extractor = Points
 
     def __init__(self, radius: float = 3.0):

@@ -1,40 +1,61 @@
 """What a run remembers of its metrics: the last and the best value of each, with their steps and how they were made."""
 
 import json
+import logging
 from collections.abc import Mapping
+from itertools import count
 from math import isfinite, isnan
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
 from ganforge.downloads import first_line
 from ganforge.errors import UserError
-from ganforge.files import read_json, write_whole
+from ganforge.files import write_whole
+from ganforge.schemas import METRICS, Damaged, read_table
 
-TRAINING = ("higher_is_better", "monitored", "last", "best")
+log = logging.getLogger(__name__)
+
+TRAINING = ("higher_is_better", "ideal", "monitored", "last", "best")
 """What training writes of a metric; `evaluated` is evaluate.py's."""
+
+Better = bool | float
+"""Which values of a metric are better: higher ones (True), lower ones (False), or those nearer to an ideal number."""
+
+
+def shortfall(value: float, better: Better) -> float:
+    """What orders the values of a metric: less is better."""
+    if isinstance(better, bool):
+        return -value if better else value
+    return abs(value - better)
+
+
+def better_of(score: Mapping[str, Any]) -> Better:
+    """What a `metrics.json` says of a metric."""
+    return float(score["ideal"]) if "ideal" in score else bool(score.get("higher_is_better", True))
 
 
 class Scores(dict[str, dict[str, Any]]):
-    """By a metric's name: whether higher is better, whether it decides which checkpoint is the best, and its `last`
+    """By a metric's name: which values are better, whether it decides which checkpoint is the best, and its `last`
     and `best` value, step and provenance."""
 
     def add(
         self,
         name: str,
-        higher_is_better: bool,
+        better: Better,
         monitored: bool,
         step: int,
         value: float,
         provenance: Mapping[str, Any],
     ) -> None:
         """Note a value. The best is sought among those that were made alike, whatever the versions of libraries."""
-        now = {"value": value, "step": step, "provenance": dict(provenance)}
-        kind = {"higher_is_better": higher_is_better, "monitored": monitored}
-        score = self.setdefault(name, {**kind, "last": now, "best": now})
-        score["last"] = now
-        best, sign = score["best"], 1 if higher_is_better else -1
-        if _protocol(best) != _protocol(now) or isnan(best["value"]) or sign * value > sign * best["value"]:
-            score["best"] = now
+        now: dict[str, Any] = {"value": value, "step": step, "provenance": dict(provenance)}
+        best = self[name]["best"] if name in self else now
+        is_nearer = shortfall(value, better) < shortfall(best["value"], better)
+        if _protocol(best) != _protocol(now) or isnan(best["value"]) or is_nearer:
+            best = now
+        kind = "higher_is_better" if isinstance(better, bool) else "ideal"
+        self[name] = {kind: better, "monitored": monitored, "last": now, "best": best}
 
     def improved(self, name: str | None) -> bool:
         """Whether the value of a metric that was added last is its best."""
@@ -42,7 +63,7 @@ class Scores(dict[str, dict[str, Any]]):
 
     def write(self, path: Path) -> None:
         """Put these into a `metrics.json`, in place of what is there of a training."""
-        metrics = read_json(path)
+        metrics = _read_or_begin(path)
         for entry in metrics.values():
             for part in TRAINING:
                 entry.pop(part, None)
@@ -54,7 +75,7 @@ class Scores(dict[str, dict[str, Any]]):
 def write_evaluated(path: Path, values: Mapping[str, float], provenance: Mapping[str, Any]) -> None:
     """Put what evaluate.py measured into a `metrics.json`: a list beside what is there of a training, in which what was
     made in the same way is replaced."""
-    metrics = read_json(path)
+    metrics = read_table(path, METRICS)
     for name, value in values.items():
         now = {"value": value, "provenance": dict(provenance)}
         others = [entry for entry in metrics.get(name, {}).get("evaluated", []) if _protocol(entry) != _protocol(now)]
@@ -64,7 +85,7 @@ def write_evaluated(path: Path, values: Mapping[str, float], provenance: Mapping
 
 def write_health(path: Path, health: Mapping[str, Any]) -> None:
     """Put what callbacks.health noticed into a `metrics.json`, in place of what was there of it."""
-    metrics = read_json(path)
+    metrics = _read_or_begin(path)
     if metrics.pop("health", None) or any(health.values()):
         _write(path, {**metrics, "health": health} if any(health.values()) else metrics)
 
@@ -73,10 +94,21 @@ def check_writable(path: Path) -> None:
     """Raise UserError where no `metrics.json` can be written, or something else would be lost."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not isinstance(json.loads(path.read_text()), dict):
-            raise ValueError("it is no table of metrics")
-    except (OSError, ValueError) as error:
+        read_table(path, METRICS)
+    except (OSError, Damaged) as error:
         raise UserError(f"output={path} cannot be written: {first_line(error)}") from error
+
+
+def _read_or_begin(path: Path) -> dict[str, Any]:
+    """What is there; a training goes on without what is damaged, which is moved aside."""
+    try:
+        return read_table(path, METRICS)
+    except Damaged as error:
+        names = (path.with_name(f"{path.stem}.damaged-{i}.json") for i in count(1))
+        aside = next(name for name in names if not lexists(name))
+        path.rename(aside)
+        log.warning("%s. It is kept as %s, and begun anew.", error, aside.name)
+        return {}
 
 
 def _protocol(entry: Mapping[str, Any]) -> dict[str, Any]:
