@@ -46,11 +46,12 @@ def real_statistics(
         trainer.strategy.broadcast(kept is not None)
         if kept is None:
             kept = _computed(data, split, extractor, trainer, keeps)
+            assert kept is not None  # on rank 0
             _save(kept, path)
     return kept
 
 
-def _computed(data: TensorData, split: str, extractor: Extractor, trainer: Trainer, keeps: bool) -> Statistics:
+def _computed(data: TensorData, split: str, extractor: Extractor, trainer: Trainer, keeps: bool) -> Statistics | None:
     samples, labels = data.samples(split)
     collector = Collector(len(samples), trainer, keeps)
     chunks = chunks_of(len(samples), trainer.global_rank, trainer.world_size)
