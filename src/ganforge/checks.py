@@ -88,13 +88,21 @@ def check_values(config: DictConfig) -> None:
         if trainer.get(option):
             raise UserError(f"trainer.{option}: an epoch is all of the data here; trainer.max_steps= trains for less")
     check_count("trainer.log_every_n_steps", trainer.log_every_n_steps)
-    if str(trainer.precision) in ("16", "16-mixed"):
-        raise UserError(
-            f"trainer.precision={trainer.precision}: clipping and penalties need trainer.precision=bf16-mixed"
-        )
+    check_precision(str(trainer.precision))
     check_count("evaluate_every", config.trainer.val_check_interval or 1)
     if config.schedule and (trainer.max_steps < 0 or trainer.max_epochs not in (None, -1)):
         raise UserError("A schedule runs over trainer.max_steps: set that, and leave trainer.max_epochs=-1")
+
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", "64-true")
+SHORT = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
+
+
+def check_precision(precision: str) -> None:
+    if precision in ("16", "16-mixed"):
+        raise UserError(f"trainer.precision={precision}: clipping and penalties need trainer.precision=bf16-mixed")
+    if precision not in (*PRECISIONS, *SHORT):
+        raise UserError(f"trainer.precision={precision}: must be one of {', '.join(PRECISIONS)}")
 
 
 def check_count(option: str, value: Any) -> None:
