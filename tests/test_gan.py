@@ -183,7 +183,7 @@ def test_moving_average_follows_its_definition() -> None:
         for value in (*network.parameters(), *network.buffers()):
             value.data.add_(1)
         average.update_parameters(network)
-        decay = min(0.5, (1 + update) / (10 + update)) if update else 0.0
+        decay = min(0.5, 0.5 ** (20 / (update + 1))) if update else 0.0  # a half-life of a twentieth of the updates
         for name, value in network.state_dict().items():
             floats = value.is_floating_point()
             expected[name] = expected[name] * decay + value * (1 - decay) if floats else value.clone()
