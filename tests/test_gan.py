@@ -14,10 +14,10 @@ from test_resume import scalars
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ganforge.checks import PRECISIONS
 from ganforge.errors import UserError
 from ganforge.experiment import build
 from ganforge.models.averaging import moving_average
+from ganforge.trainer_options import PRECISIONS
 
 GOLDEN = Path(__file__).parent / "golden"
 
