@@ -39,7 +39,8 @@ def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, pictures: 
             assert result.returncode == 0, result.stderr
     logged = [scalars(tmp_path / str(devices)) for devices in (1, 2)]
     game = "level_14/" if name == "lapgan" else ""
-    for tag in ("loss_d/total", "loss_d/gradient_penalty", "loss_g/total", "logits/real", "gradient_norm/g"):
+    logged_by_all = ["loss_d/total", "loss_d/gradient_penalty", "loss_g/total", "gradient_norm/d", "gradient_norm/g"]
+    for tag in (*logged_by_all, "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "slope", "diversity"):
         tag = game + tag
         one, two = ([value for _, value in values[tag]] for values in logged)
         assert len(one) == 20

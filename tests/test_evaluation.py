@@ -3,13 +3,15 @@
 import json
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import TINY_DCGAN, TINY_POINTS, composed, equal, fitted, recorded, run, run_ranks, save_picture
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -18,9 +20,9 @@ from ganforge.errors import UserError
 from ganforge.evaluation import evaluate
 from ganforge.experiment import build
 from ganforge.metrics.scores import Scores
-from ganforge.metrics.statistics import Collector, Features
+from ganforge.metrics.statistics import Collector, Features, Statistics
 from ganforge.models.gan import GAN
-from ganforge.randomness import chunks_of
+from ganforge.randomness import chunk_rows, chunks_of
 
 DIGITS = ["model=dcgan", *TINY_DCGAN, "data=mnist", "data.batch_size=16", "data.num_samples=200"]
 SMALL = ["metrics.against_real.kid.subset_size=50", "metrics.against_real.kid.subsets=3"]
@@ -165,31 +167,59 @@ def test_real_statistics_are_measured_once_for_all_runs(
     assert "Choose another cache_dir" in caplog.text
 
 
-@pytest.mark.parametrize(("count", "world_size"), [(1000, 1), (1000, 2), (1000, 5), (70, 4), (64, 3)])
+class Ranks:
+    """Ranks that are threads, and gather as processes do: where all of them have come."""
+
+    def __init__(self, world_size: int):
+        self.barrier = Barrier(world_size)
+        self.gathered: list[Any] = [None] * world_size
+
+    def trainer(self, rank: int) -> Any:
+        def all_gather(values: Tensor) -> Tensor:
+            self.gathered[rank] = values
+            self.barrier.wait()
+            together = torch.stack(self.gathered)
+            self.barrier.wait()
+            return together
+
+        strategy = SimpleNamespace(all_gather=all_gather, root_device=torch.device("cpu"))
+        size = len(self.gathered)
+        return SimpleNamespace(world_size=size, global_rank=rank, is_global_zero=rank == 0, strategy=strategy)
+
+
+def collected(features: Tensor, count: int, world_size: int, keeps: bool = True) -> list[Statistics | None]:
+    """What each rank has of the first `count` rows, numbered by labels."""
+    ranks = Ranks(world_size)
+
+    def collect(rank: int) -> Statistics | None:
+        collector = Collector(count, ranks.trainer(rank), keeps)
+        for chunk in chunks_of(count, rank, world_size):
+            rows = chunk_rows(chunk, count)
+            collector.update(chunk, Features(features[rows], 2 * features[rows]), torch.arange(len(features))[rows])
+        return collector.result()
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(collect, range(world_size)))
+
+
+@pytest.mark.parametrize(("count", "world_size"), [(1000, 1), (1000, 2), (1000, 3), (1000, 5), (70, 4), (64, 3)])
 @pytest.mark.parametrize("cap", [10_000, 320])
 def test_statistics_do_not_depend_on_who_saw_what(
     monkeypatch: pytest.MonkeyPatch, count: int, world_size: int, cap: int
 ) -> None:
-    """Every rank has the same tensors to sum, also one that sees no sample, or none that is kept."""
+    """To the bit; also where a rank sees no sample, or none that is kept."""
     monkeypatch.setattr("ganforge.metrics.statistics.CAP", cap)
-    features = torch.randn(count + 5 * 64, 3, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(len(features))
-    collectors = []
-    for rank in range(world_size):
-        collectors.append(Collector(count, Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")))
-        for chunk in chunks_of(count, rank, world_size):
-            rows = slice(chunk * 64, chunk * 64 + 64)
-            collectors[-1].update(chunk, Features(features[rows], 2 * features[rows]), labels[rows])
-    first, *others = collectors
-    for other in others:  # what the ranks do with each other
-        for total, part in zip(first.sums, other.sums, strict=True):
-            total += part
-        assert other.kept.keys() == first.kept.keys()
-        for name, values in other.kept.items():
-            first.kept[name] += values
-        first.seen += other.seen
-    found = first.result()
-    exact = features[:count].double()
+    features = torch.randn(count, 3, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, count)[:, None]
+    found, *others = collected(features, count, world_size)
+    assert others == [None] * (world_size - 1)
+    assert found is not None
+    [alone] = collected(features, count, 1)
+    assert equal(list(found), list(alone or ()))
+    [sums_only] = collected(features, count, 1, keeps=False)
+    assert sums_only is not None
+    assert equal(list(found[:3]), list(sums_only[:3]))
+    assert not len(sums_only.features)
+    exact = features.double()
     assert found.size == count
     torch.testing.assert_close(found.mean, exact.mean(0))
     torch.testing.assert_close(found.covariance, torch.cov(exact.T))
@@ -292,9 +322,8 @@ def test_one_two_and_three_processes_print_the_same(tmp_path: Path, fake_mnist: 
         assert not any(other.stdout for other in others)
         found.append((values(result.stdout), {n: e["evaluated"][-1]["value"] for n, e in numbers(folder).items()}))
     assert len(found[0][0]) == 9
-    for printed, exact in found[1:]:
-        assert printed == found[0][0]
-        assert exact == pytest.approx(found[0][1], rel=1e-9)
+    assert found[1] == found[0], "to the bit"
+    assert found[2] == found[0]
     assert not (tmp_path / "outputs").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"a run=1", "made_up", "cache-1", "cache-2", "cache-3"}
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ganforge.errors import UserError
 from ganforge.experiment import build
 from ganforge.models.averaging import moving_average
+from ganforge.trainer_options import PRECISIONS
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -91,9 +92,14 @@ class Rows(Callback):
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.validated: list[int] = []
+        self.rates: dict[int, float] = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.sizes.append(batch.size)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if pl_module.is_logging:
+            self.rates[trainer.global_step] = pl_module.logged["time/images_per_second"]
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.validated.append(trainer.global_step)
@@ -109,6 +115,8 @@ def test_everything_counts_steps(tmp_path: Path, discriminator_steps: int) -> No
     assert rows.sizes == [20 * discriminator_steps] * 12
     assert rows.validated == [4, 8, 12]
     assert [step for step, _ in scalars(tmp_path)["loss_g/total"]] == [3, 6, 9, 12]
+    assert list(rows.rates) == [3, 6, 9, 12], "from the first time on, also after a validation"
+    assert min(rows.rates.values()) > 0
     pictures = sorted(path.name for path in (tmp_path / "samples").glob("step-*.png"))
     assert pictures == [f"step-{step:08d}.png" for step in (0, 5, 10, 12)]
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
@@ -175,7 +183,7 @@ def test_moving_average_follows_its_definition() -> None:
         for value in (*network.parameters(), *network.buffers()):
             value.data.add_(1)
         average.update_parameters(network)
-        decay = min(0.5, (1 + update) / (10 + update)) if update else 0.0
+        decay = min(0.5, 0.5 ** (20 / (update + 1))) if update else 0.0  # a half-life of a twentieth of the updates
         for name, value in network.state_dict().items():
             floats = value.is_floating_point()
             expected[name] = expected[name] * decay + value * (1 - decay) if floats else value.clone()
@@ -259,11 +267,30 @@ def test_clipping(tmp_path: Path) -> None:
     assert nn.utils.get_total_norm(moved).item() == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_penalties_at_other_precisions(tmp_path: Path, precision: str) -> None:
-    options = [f"trainer.precision={precision}", "regularizer=[r1,r2,gradient_penalty]"]
-    terms = fitted(tmp_path, *TINY_POINTS, *options).model.terms
-    assert all(0 < terms[f"loss_d/{name}"].item() < 100 for name in ("r1", "r2", "gradient_penalty"))
+class Norms(Callback):
+    """Of the gradients that the optimizers get."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        gradients = [parameter.grad.double() for parameter in optimizer.param_groups[0]["params"]]
+        self.norms.append(nn.utils.get_total_norm(gradients).item())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("clip", ["null", "0.5"])
+def test_every_precision_clips_penalises_and_averages(tmp_path: Path, precision: str, clip: str) -> None:
+    options = [f"trainer.precision={precision}", "regularizer=[r1,r2,gradient_penalty]", f"model.gradient_clip={clip}"]
+    options += [*TINY_POINTS, "model.moving_average_every=1", "evaluate_every=2"]
+    norms = Norms()
+    model = fitted(tmp_path, *options, callbacks=[norms]).model
+    assert all(0 < model.terms[f"loss_d/{name}"].item() < 100 for name in ("r1", "r2", "gradient_penalty"))
+    assert (max(norms.norms) <= 0.51) == (clip != "null")
+    assert model.average is not None
+    samples = model.samples(8, seed=1)
+    assert samples.isfinite().all()
+    assert samples.float().std() > 0
 
 
 @pytest.mark.slow

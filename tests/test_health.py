@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from test_resume import scalars
 from torch import Tensor
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
+from ganforge.callbacks.health import Health
 from ganforge.callbacks.signs import SIGNS, Watched, swing
 from ganforge.files import read_json
 from ganforge.losses import NonSaturating
@@ -237,6 +239,26 @@ def test_without_a_healthy_checkpoint_a_collapse_stops(tmp_path: Path) -> None:
     )
     assert health["rewinds"] == []
     assert read_checkpoint(latest_checkpoint(tmp_path))["global_step"] < 200
+
+
+def test_a_rewind_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the run is killed before its next checkpoint, and so begins at the rewound one again."""
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer: Any = SimpleNamespace(
+        default_root_dir=tmp_path, global_step=20, is_global_zero=True, loggers=[], strategy=strategy
+    )
+    for rewinds in (
+        [{"from": 60, "to": 20}],
+        [{"from": 60, "to": 20}],
+        [{"from": 60, "to": 20}, {"from": 50, "to": 20}],
+    ):
+        health = Health()
+        health.rewinds = rewinds
+        health.on_train_start(trainer, SimpleNamespace(games=[]))
+    assert [message.partition(", on with")[0] for message in caplog.messages] == [
+        "step 20: went back from step 60",
+        "step 20: went back from step 50",
+    ]
 
 
 def test_two_devices_rewind_as_one_until_it_is_enough(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import ChainMap
+from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -16,8 +17,10 @@ from ganforge.data.base import TensorData
 from ganforge.data.pairs import Pairs
 from ganforge.devices import device_count, on_cpu, rank
 from ganforge.errors import UserError
+from ganforge.losses import Loss
 from ganforge.models.gan import GAN
 from ganforge.record import read_record
+from ganforge.trainer_options import check_trainer
 
 log = logging.getLogger(__name__)
 
@@ -84,27 +87,93 @@ def check_values(config: DictConfig) -> None:
     if trainer.devices in (0, "0"):
         raise UserError("trainer.devices=0: must be at least 1")
     check_count("trainer.num_nodes", trainer.num_nodes)
-    for option in ("limit_train_batches", "overfit_batches"):
-        if trainer.get(option):
-            raise UserError(f"trainer.{option}: an epoch is all of the data here; trainer.max_steps= trains for less")
+    check_trainer(trainer)
     check_count("trainer.log_every_n_steps", trainer.log_every_n_steps)
-    if str(trainer.precision) in ("16", "16-mixed"):
-        raise UserError(
-            f"trainer.precision={trainer.precision}: clipping and penalties need trainer.precision=bf16-mixed"
-        )
     check_count("evaluate_every", config.trainer.val_check_interval or 1)
+    check_count("data.num_samples", config.data.get("num_samples", 1), MOST_SAMPLES)
+    if "generator_optimizer" in config.model:
+        check_networks(config.model)
     if config.schedule and (trainer.max_steps < 0 or trainer.max_epochs not in (None, -1)):
         raise UserError("A schedule runs over trainer.max_steps: set that, and leave trainer.max_epochs=-1")
 
 
-def check_count(option: str, value: Any) -> None:
-    if not _is_of(value, int) or value < 1:
-        raise UserError(f"{option}={value}: must be a whole number from 1")
+def check_count(option: str, value: Any, most: int | None = None) -> None:
+    if not _is_of(value, int) or value < 1 or (most is not None and value > most):
+        raise UserError(f"{option}={value}: must be a whole number from 1{f' to {most:,}' if most else ''}")
 
 
-def check_seed(seed: Any) -> None:
+MOST_SAMPLES = 10_000_000
+"""That are generated to be measured, a thousand times what is usual."""
+
+
+def check_seed(seed: Any, option: str = "seed") -> None:
     if not _is_of(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed}: must be a whole number from 0 to {2**32 - 1}")
+        raise UserError(f"{option}={seed}: must be a whole number from 0 to {2**32 - 1}")
+
+
+def check_seeds(config: DictConfig) -> None:
+    """Of a run, and of the data and the model where they have others."""
+    for option in ("seed", "data.seed", "model.seed"):
+        check_seed(OmegaConf.select(config, option, default=0), option)
+
+
+def check_flag(option: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"{option}={value}: must be true or false")
+
+
+def check_parts(config: DictConfig) -> None:
+    """Raise UserError where a part of the config is left out that a run cannot do without."""
+    trains = "loss" in config.get("model", {})  # bicubic has neither loss nor regularizer
+    for part in ("data", "model", "trainer", *(("loss", "regularizer") if trains else ())):
+        # what others state of a part is no part
+        if not isinstance(config.get(part), DictConfig) or (part != "regularizer" and "_target_" not in config[part]):
+            raise UserError(f"{part} is missing: choose one by {part}=...")
+    for part, single in (("callbacks", "callbacks.samples"), ("logger", "logger.tensorboard")):
+        if not isinstance(config.get(part), DictConfig):
+            raise UserError(f"{part} is missing: ~{single} leaves out a single one")
+    for part in ("schedule", "metrics", "extractor"):
+        if part not in config:
+            raise UserError(f"{part} is missing: {part}={'auto' if part == 'extractor' else 'none'} goes without")
+    for name, callback in config.callbacks.items():
+        if not isinstance(callback, DictConfig) or "_target_" not in callback:
+            raise UserError(f"callbacks.{name} is no callback: it needs a _target_, or ~callbacks.{name} leaves it out")
+    for name, logger in config.logger.items():
+        if not isinstance(logger, DictConfig) or logger.get("_partial_") is not True:
+            raise UserError(
+                f"logger.{name} is no logger that can be told the run's folder: it needs _target_ and _partial_: true "
+                f"(+logger.{name}._partial_=true)"
+            )
+
+
+def check_networks(config: DictConfig) -> None:
+    """Raise UserError where a network gets what it does not take, such as the arguments of a model it derives from."""
+    for option in ("generator", "discriminator"):
+        network = config.get(option)
+        if not isinstance(network, DictConfig) or "_target_" not in network:
+            raise UserError(f"model.{option} is missing: it needs a _target_, the network's class")
+        try:
+            takes = signature(get_class(str(network["_target_"]))).parameters
+        except Exception:  # what cannot be imported is reported by whoever makes it
+            continue
+        if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in takes.values()):
+            continue
+        unknown = [str(key) for key in network if not str(key).startswith("_") and key not in takes]
+        if unknown:
+            raise UserError(
+                f"model.{option}.{unknown[0]}: {network['_target_']} takes no {', no '.join(unknown)}. A model's yaml "
+                "that has networks of its own starts from `defaults: [base/gan@_here_, _self_]`, which brings none"
+            )
+
+
+def check_loss(loss: Any) -> None:
+    """Raise UserError where a loss lacks what training asks of it."""
+    if not isinstance(loss, Loss):
+        what = "none" if loss is None else f"a {type(loss).__name__}"
+        raise UserError(f"model.loss is {what}: it needs a class that derives from ganforge.losses.Loss, as loss=hinge")
+    for method in ("discriminator", "generator"):
+        if getattr(type(loss), method) is getattr(Loss, method):
+            raise UserError(f"loss: {type(loss).__name__} has no {method}(), which returns what the {method} minimises")
 
 
 def validates(config: DictConfig, data: TensorData, model: GAN) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
-from ganforge.checks import check_count, check_pairs
+from ganforge.checks import MOST_SAMPLES, check_count, check_flag, check_pairs, check_seeds
 from ganforge.data.base import Batch, TensorData
 from ganforge.data.images import upright
 from ganforge.data.packing import progress_bar
@@ -34,7 +34,10 @@ from ganforge.targets import checked
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Print a table of numbers, write them with their provenance, and return them."""
-    check_count("num_samples", config.num_samples)
+    check_count("num_samples", config.num_samples, MOST_SAMPLES)
+    for option in ("moving_average", "standing_statistics"):
+        check_flag(option, config[option])
+    check_seeds(config)
     output = config.output or (Path(config.run, "metrics.json") if config.run else None)
     if output:
         check_writable(Path(output).expanduser())

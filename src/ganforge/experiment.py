@@ -25,9 +25,11 @@ from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint
 from ganforge.callbacks.stopping import Stopping
 from ganforge.checks import (
     check_devices,
+    check_loss,
     check_optimizers,
     check_partners,
-    check_seed,
+    check_parts,
+    check_seeds,
     check_types,
     check_values,
     validates,
@@ -77,7 +79,8 @@ def build(config: DictConfig, folder: Path, is_new: bool = True) -> Experiment:
 
     `is_new`: whether training begins, rather than goes on from a checkpoint.
     """
-    check_seed(config.seed)
+    check_parts(config)
+    check_seeds(config)
     settle(config, "data", "model", "trainer", "callbacks", "logger")
     check_values(config)
     seed_everything(config.seed, workers=True, verbose=False)
@@ -85,6 +88,7 @@ def build(config: DictConfig, folder: Path, is_new: bool = True) -> Experiment:
     model = instantiate(config.model, _convert_="all")
     check_partners(data, model)
     check_optimizers(model)
+    check_loss(model.loss)
     check_devices(config, model)
     model.prepare()
     if model.init_from and is_new:

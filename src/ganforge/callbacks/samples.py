@@ -10,6 +10,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from ganforge.pictures import animate, picture, save_picture
 
+MOST = 10_000
+"""Samples in one picture."""
+
 
 class Samples(Callback):
     """Draws about `count` samples before training, every `every` steps and at the end, into `samples/` and TensorBoard.
@@ -18,8 +21,12 @@ class Samples(Callback):
     """
 
     def __init__(self, every: int, count: int = 64):
-        if every < 1 or count < 1:
-            raise ValueError("sample_every and callbacks.samples.count must be at least 1")
+        if every < 1:
+            raise ValueError(f"sample_every={every}: must be at least 1")
+        if not 1 <= count <= MOST:
+            raise ValueError(
+                f"callbacks.samples.count={count}: must be from 1 to {MOST:,}, as a picture holds them all"
+            )
         self.every = every
         self.count = count
 

@@ -180,7 +180,7 @@ class Evaluation(Callback):
         for size, collector in self._collectors.items():
             fake = collector.result()
             for key, metric in self.chosen.of(FeatureMetric).items():
-                if size in self._real and size in metric.sizes(self.data):
+                if fake is not None and size in self._real and size in metric.sizes(self.data):
                     values = metric.compute(fake, self._real[size], self.data)
                     yield from self.chosen.named(key, metric, values, size).items()
         if isinstance(self.data, Pairs):

@@ -46,15 +46,16 @@ def real_statistics(
         trainer.strategy.broadcast(kept is not None)
         if kept is None:
             kept = _computed(data, split, extractor, trainer, keeps)
+            assert kept is not None  # on rank 0
             _save(kept, path)
     return kept
 
 
-def _computed(data: TensorData, split: str, extractor: Extractor, trainer: Trainer, keeps: bool) -> Statistics:
+def _computed(data: TensorData, split: str, extractor: Extractor, trainer: Trainer, keeps: bool) -> Statistics | None:
     samples, labels = data.samples(split)
     collector = Collector(len(samples), trainer, keeps)
     chunks = chunks_of(len(samples), trainer.global_rank, trainer.world_size)
-    with _progress(len(samples), len(chunks), trainer) as advance:
+    with _progress(len(samples), len(chunks), trainer, isinstance(extractor, Points)) as advance:
         for chunk in chunks:
             rows = chunk_rows(chunk, len(samples))
             found = extractor.features_of(samples[rows], trainer.strategy.root_device)
@@ -64,8 +65,8 @@ def _computed(data: TensorData, split: str, extractor: Extractor, trainer: Train
 
 
 @contextmanager
-def _progress(count: int, chunks: int, trainer: Trainer) -> Iterator[Callable[[], Any]]:
-    if not trainer.is_global_zero or count < 10 * CHUNK:
+def _progress(count: int, chunks: int, trainer: Trainer, is_quick: bool) -> Iterator[Callable[[], Any]]:
+    if not trainer.is_global_zero or count < 10 * CHUNK or is_quick:
         yield lambda: None
         return
     log.info("Measuring %s real samples, once for all runs.", f"{count:,}")

@@ -39,9 +39,10 @@ class Statistics(NamedTuple):
 
 
 class Collector:
-    """Gathers the statistics of `count` samples, of which every rank sees the chunks that are dealt to it.
+    """Gathers the statistics of `count` samples on rank 0, whichever rank makes the features of which chunk.
 
-    Sums are float64. Single features have their place by the sample's number, so their order is that of the samples.
+    Sums are float64 and taken in the order of the chunks, so that not one bit depends on the number of ranks. Single
+    features have their place by the sample's number, so their order is that of the samples.
     """
 
     def __init__(self, count: int, trainer: Trainer, keeps: bool = True):
@@ -56,19 +57,38 @@ class Collector:
         self.kept: dict[str, Tensor] = {}
 
     def update(self, chunk: int, found: Features, labels: Tensor | None = None) -> None:
-        """Add a chunk. Rows beyond the number of samples are not counted, but every rank has to add some chunk."""
+        """Add a chunk, and those that the other ranks have at the same time: all of them call it, equally often.
+
+        Rows beyond the number of samples are not counted, but every rank has to add some chunk.
+        """
+        values = {"features": found.features}
+        if self.keeps:
+            values |= {n: v for n, v in (("logits", found.logits), ("labels", labels)) if v is not None}
+        shared = {name: self._of_all_ranks(value) for name, value in values.items()}
+        for rank in range(self.trainer.world_size):
+            self._add(chunk - self.trainer.global_rank + rank, {name: parts[rank] for name, parts in shared.items()})
+
+    def _of_all_ranks(self, values: Tensor) -> Tensor:
+        """A chunk of each rank, filled up with zeros, as the last one may have fewer rows than others."""
+        if self.trainer.world_size == 1:
+            return values.unsqueeze(0)
+        whole = values.new_zeros(CHUNK, *values.shape[1:], device=self.trainer.strategy.root_device)
+        whole[: len(values)] = values
+        return self.trainer.strategy.all_gather(whole)
+
+    def _add(self, chunk: int, values: dict[str, Tensor]) -> None:
         rows = max(0, min(CHUNK, self.count - chunk * CHUNK))
         self.seen += rows
-        features = found.features[:rows]
+        if not rows or not self.trainer.is_global_zero:
+            return
+        features = values["features"][:rows].contiguous()  # as how it lies in memory may change the rounding
         features = features.double() if features.device.type != "mps" else features.cpu().double()
         for total, part in zip(self._sums(features), (features.sum(0), features.T @ features), strict=True):
             total += part
-        for name, values in (("features", found.features), ("logits", found.logits), ("labels", labels)):
-            if values is not None and self.keeps:
-                buffer = self._buffer(name, values)
-                if chunk % self.every == 0:
-                    start = chunk // self.every * CHUNK
-                    buffer[start : start + rows] = values[:rows].cpu()
+        if self.keeps and chunk % self.every == 0:
+            start = chunk // self.every * CHUNK
+            for name, value in values.items():
+                self._buffer(name, value)[start : start + rows] = value[:rows].cpu()
 
     def _sums(self, features: Tensor) -> list[Tensor]:
         if not self.sums:
@@ -83,15 +103,15 @@ class Collector:
             self.kept[name] = torch.zeros(size, *like.shape[1:], dtype=like.dtype)
         return self.kept[name]
 
-    def result(self) -> Statistics:
-        """The statistics of all ranks' chunks, on every rank."""
-        seen = int(over_ranks(torch.tensor(self.seen), self.trainer))
-        check_all_seen(seen, self.count)
-        total, outer = (over_ranks(value, self.trainer).cpu() for value in self.sums)
-        kept = {name: over_ranks(values, self.trainer) for name, values in self.kept.items()}
+    def result(self) -> Statistics | None:
+        """The statistics of all ranks' chunks on rank 0, None on the others."""
+        check_all_seen(self.seen, self.count)
+        if not self.trainer.is_global_zero:
+            return None
+        total, outer = (value.cpu() for value in self.sums)
         mean = total / self.count
         covariance = (outer - self.count * torch.outer(mean, mean)) / max(1, self.count - 1)
-        return Statistics(self.count, mean, covariance, **kept)
+        return Statistics(self.count, mean, covariance, **self.kept)
 
 
 def check_all_seen(seen: int, count: int) -> None:

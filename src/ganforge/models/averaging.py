@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+RAMP = 0.05
+"""The largest half-life of a moving average, as a part of all updates so far."""
+
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of weights and buffers, without gradients.
 
-    The decay ramps up as (1 + n) / (10 + n) with the number of updates n, so that the random first weights are soon
-    forgotten.
+    While training is young, the half-life is at most `RAMP` of it (Karras et al., 2020), so that the random first
+    weights are soon forgotten: a function of the number of updates, whatever a step is.
     """
 
     @torch.no_grad()
@@ -21,8 +24,8 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
         if not averages[0].is_floating_point():  # BatchNorm's counter
             torch._foreach_copy_(averages, currents)
             return
-        n = int(count)
-        torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + n) / (10 + n)))
+        updates = int(count) + 1  # with this one
+        torch._foreach_lerp_(averages, currents, 1 - min(decay, 0.5 ** (1 / (RAMP * updates))))
 
     average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
     average.requires_grad_(False)

@@ -188,7 +188,8 @@ class GAN(Drawing, Journal):
             total.backward()
         self.record_update(game, player, network, optimizer, {**terms, "total": total})
         if self.gradient_clip is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
+            # not Lightning's, which refuses fused optimizers at bf16-mixed though it has nothing to unscale there
+            nn.utils.clip_grad_norm_(_parameters(optimizer), self.gradient_clip)
         optimizer.step()
 
     # Lightning's side --------------------------------------------------------------------------------------------

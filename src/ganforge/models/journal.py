@@ -26,12 +26,16 @@ class Journal(LightningModule):
         """The number of the step being played, from 1."""
         self.is_logging = False
         self._records: Terms = {}
+        self._spreads: Terms = {}
+        """Of fakes and of reals (2,), of which all ranks together make the ratio."""
         self._clock: tuple[int, float] | None = None
 
     def begin_step(self) -> None:
         self.step_number = self.trainer.global_step + 1
         self.is_logging = self.step_number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        self.terms, self._records = {}, {}
+        self.terms, self._records, self._spreads = {}, {}, {}
+        if self._clock is None:
+            self._clock = self.step_number - 1, time.perf_counter()
 
     def record(self, game: Game, name: str, value: Tensor) -> None:
         """Log the mean of a value, if this step is one that logs."""
@@ -45,8 +49,14 @@ class Journal(LightningModule):
         if self.loss.boundary is not None:
             self.record(game, "accuracy/real", (real_logits > self.loss.boundary).float())
             self.record(game, "accuracy/fake", (fake_logits < self.loss.boundary).float())
-        if len(fake) > 1:
-            self.record(game, "diversity", _spread(fake) / _spread(real))
+        if len(fake) * self.trainer.world_size > 1:
+            self._spreads[game.tag("diversity")] = torch.stack([self._spread(fake), self._spread(real)])
+
+    def _spread(self, samples: Tensor) -> Tensor:
+        """Mean square, over all values of this rank's samples, of the distance from the mean of the whole batch."""
+        samples = samples.detach().flatten(1).float()
+        mean = self.trainer.strategy.reduce(samples.mean(0), reduce_op="mean")
+        return (samples - mean).square().mean()
 
     def record_slope(self, game: Game, fake_logits: Tensor, real_logits: Tensor | None) -> None:
         """Log how much G's loss changes with D's output, which is 1 for a Wasserstein loss."""
@@ -71,21 +81,20 @@ class Journal(LightningModule):
 
         Not by `self.log`, which costs a tenth of a small step, and numbers the steps from 0.
         """
-        means = self.trainer.strategy.reduce(torch.stack(list(self._records.values())), reduce_op="mean")
-        self.logged = dict(zip(self._records, means.tolist(), strict=True))
+        count = len(self._records)
+        values = torch.cat([torch.stack(list(self._records.values())), *self._spreads.values()])
+        means = self.trainer.strategy.reduce(values, reduce_op="mean")
+        self.logged = dict(zip(self._records, means[:count].tolist(), strict=True))
+        # a mean of the ranks' ratios would be another number
+        for name, (of_fakes, of_reals) in zip(self._spreads, means[count:].view(-1, 2), strict=True):
+            self.logged[name] = (of_fakes / of_reals).sqrt().item()
+        assert self._clock is not None
+        step, then = self._clock
         now = time.perf_counter()
-        if self._clock is not None:
-            step, then = self._clock
-            self.logged["time/images_per_second"] = images * (self.step_number - step) / (now - then)
+        self.logged["time/images_per_second"] = images * (self.step_number - step) / (now - then)
         self._clock = self.step_number, now
         for logger in self.loggers:
             logger.log_metrics(self.logged, step=self.step_number)
 
     def on_validation_end(self) -> None:
         self._clock = None  # images per second are those of training
-
-
-def _spread(samples: Tensor) -> Tensor:
-    """The standard deviation over a batch, the root of its mean square over all values of a sample."""
-    samples = samples.detach().flatten(1).float()
-    return (samples - samples.mean(0)).square().mean().sqrt()
