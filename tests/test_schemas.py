@@ -16,12 +16,12 @@ from torch import nn
 
 from ganforge import files
 from ganforge.callbacks.checkpoints import read_checkpoint
-from ganforge.errors import UserError
+from ganforge.errors import Damaged, UserError
 from ganforge.files import is_intact, read_json, read_text
 from ganforge.jobs import objective
 from ganforge.metrics.scores import Scores, check_writable, write_evaluated, write_health
 from ganforge.pictures import animate, picture, save_picture
-from ganforge.schemas import ANY, CHECKPOINT, METRICS, NUMBER, VERSION, WEIGHTS, Damaged, fault, read_table
+from ganforge.schemas import ANY, CHECKPOINT, METRICS, NUMBER, VERSION, WEIGHTS, fault, read_table
 
 LINEAR = [*TINY_POINTS, "schedule=linear", "evaluate_every=1", "trainer.log_every_n_steps=1"]
 NOW = {"value": 1.0, "step": 3, "provenance": {"seed": 0}}

@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.devices import check_fits
-from ganforge.errors import UserError, printable
+from ganforge.errors import Damaged, UserError, printable
 from ganforge.files import remove_parts, write_whole
 from ganforge.plain_overrides import is_plain, resumed_with
-from ganforge.record import Unreadable, add_resumed, read_record
+from ganforge.record import add_resumed, read_record
 from ganforge.targets import checked
 from ganforge.trust import check_config, check_folder, read_yaml
 
@@ -103,11 +103,11 @@ def test_links_are_refused(tmp_path: Path, place: str) -> None:
 
 def test_fifos_and_folders_in_place_of_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").mkdir()
-    with pytest.raises(Unreadable, match="is a folder"):
+    with pytest.raises(Damaged, match="is a folder"):
         check_folder(tmp_path)
     (tmp_path / "metrics.json").rmdir()
     (tmp_path / "samples").touch()
-    with pytest.raises(Unreadable, match="is a file"):
+    with pytest.raises(Damaged, match="is a file"):
         check_folder(tmp_path)
     (tmp_path / "samples").unlink()
     os.mkfifo(tmp_path / "metrics.json")
@@ -276,12 +276,12 @@ def test_processes_of_a_record_fit_the_machine(monkeypatch: pytest.MonkeyPatch) 
 def test_what_a_run_was_resumed_with_is_taken_where_it_is_plain(tmp_path: Path) -> None:
     add_resumed(tmp_path, 5, ["model.generator_optimizer.lr=0.1", "trainer.max_steps=9"])
     add_resumed(tmp_path, 7, ["model.generator_optimizer.lr=0.2"])
-    conf = ROOT / "conf"
-    assert resumed_with(tmp_path, conf, []) == ["model.generator_optimizer.lr=0.2", "trainer.max_steps=9"]
-    assert resumed_with(tmp_path, conf, ["trainer.max_steps=10"]) == ["model.generator_optimizer.lr=0.2"]
+    record = composed("model=gan", "data=ring")
+    assert resumed_with(tmp_path, record, []) == ["model.generator_optimizer.lr=0.2", "trainer.max_steps=9"]
+    assert resumed_with(tmp_path, record, ["trainer.max_steps=10"]) == ["model.generator_optimizer.lr=0.2"]
     add_resumed(tmp_path, 8, ["model.loss={_target_: os.system}"])
     with pytest.raises(UserError, match="which may run code"):
-        resumed_with(tmp_path, conf, [])
+        resumed_with(tmp_path, record, [])
 
 
 @pytest.mark.parametrize("section", ["model: 3", "data: [1]", "trainer: null"])
@@ -291,5 +291,5 @@ def test_a_record_has_all_sections(tmp_path: Path, section: str) -> None:
     record = OmegaConf.to_container(composed("model=gan", "data=ring"))
     assert isinstance(record, dict)
     OmegaConf.save(OmegaConf.create({**record, **OmegaConf.create(section)}), path)
-    with pytest.raises(Unreadable, match=f"{section.partition(':')[0]} is no section"):
+    with pytest.raises(Damaged, match=f"{section.partition(':')[0]} is no section"):
         read_record(tmp_path)

@@ -184,7 +184,7 @@ def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> 
             "or start a new run"
         )
     _check_spelling(given, conf, "train", record)
-    before = resumed_with(folder, conf, given)
+    before = resumed_with(folder, record, given)
     OmegaConf.save(record, scratch / "record.yaml")
     return [
         f"--config-path={scratch}",

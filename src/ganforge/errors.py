@@ -15,6 +15,10 @@ class UserError(ValueError):
     """
 
 
+class Damaged(UserError):
+    """A file of a run folder does not hold what belongs there."""
+
+
 def is_printable(text: str) -> bool:
     """Whether a text has nothing in it that a terminal obeys, or that ends a line."""
     return all(character.isprintable() or category(character) == "Zs" for character in text)

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 
 PATHS = (
     *("run", "runs", "resume", "sweep", "checkpoint", "input", "output", "folder", "against", "name"),
@@ -53,4 +54,4 @@ def unquoted(value: str) -> str:
 
 def quoted(value: object) -> str:
     """A value that Hydra takes literally on the command line."""
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return QuotedString(str(value), Quote.single).with_quotes()

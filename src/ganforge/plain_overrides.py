@@ -1,7 +1,7 @@
 """Which overrides that a folder holds are taken from it: those that do no more than set what a stranger may set."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, Sweep
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
 from ganforge.devices import available
 from ganforge.errors import UserError
@@ -24,7 +25,7 @@ COUNTS = ("trainer.devices", "trainer.num_nodes", "hydra.sweeper.n_jobs")
 """How many processes there are to be."""
 
 
-def resumed_with(folder: Path, conf: Path, given: list[str]) -> list[str]:
+def resumed_with(folder: Path, record: DictConfig, given: list[str]) -> list[str]:
     """What was given when the run in a folder was resumed before, the latest of each key, less what is given anew.
 
     Raises UserError where that is more than plain values: a stranger may have written it.
@@ -32,7 +33,7 @@ def resumed_with(folder: Path, conf: Path, given: list[str]) -> list[str]:
     latest = {key_of(override): override for _, overrides in read_resumed(folder) for override in overrides}
     kept = [override for key, override in latest.items() if key not in set(map(key_of, given))]
     for override in kept:
-        if not is_plain(override, conf):
+        if not _is_value(_parsed(override), set(map(str, record))):
             raise UserError(
                 f"{folder} was resumed with {override}, which may run code, or start more processes than this machine "
                 "has room for. If you know it is harmless, give it again"
@@ -41,23 +42,37 @@ def resumed_with(folder: Path, conf: Path, given: list[str]) -> list[str]:
 
 
 def is_plain(override: str, conf: Path) -> bool:
-    """Whether a recorded override, as Hydra reads it, does no more than choose an option of a group in `conf/`, set a
-    key of ours to plain values, or remove one."""
+    """Whether an override of a sweep, as Hydra reads it, does no more than choose an option of a group in `conf/`, set
+    a key of ours to plain values, or remove one."""
+    parsed, known = _parsed(override), _top_level(conf)
+    if parsed is None or not (conf / parsed.key_or_group).is_dir():
+        return _is_value(parsed, known)
+    package, group = parsed.package, conf / parsed.key_or_group
+    goes_where_it_may = package is None or (PACKAGE.fullmatch(package) and package.partition(".")[0] in known)
+    options = [option for value in _values(parsed) for option in (value if isinstance(value, list) else [value])]
+    return bool(goes_where_it_may) and all(_is_option(group, option) for option in options)
+
+
+def _parsed(override: str) -> Override | None:
+    """None where an override is none, or computes what `conf/` does not."""
     try:
         check_text(override)
-        parsed = OverridesParser.create().parse_override(override)
-        values = list(_values(parsed))
-    except (UserError, HydraException, TypeError):
+        return OverridesParser.create().parse_override(override)
+    except (UserError, HydraException):
+        return None
+
+
+def _is_value(override: Override | None, known: Collection[str]) -> bool:
+    """Whether an override sets a key below known ones to plain values, or removes it."""
+    if override is None or override.package is not None:
         return False
-    key, package, known = parsed.key_or_group, parsed.package, _top_level(conf)
-    if re.split(r"[./]", key)[0] not in known:
+    try:
+        values = _values(override)
+    except TypeError:
         return False
-    if (conf / key).is_dir():
-        goes_where_it_may = package is None or (PACKAGE.fullmatch(package) and package.partition(".")[0] in known)
-        options = [option for value in values for option in (value if isinstance(value, list) else [value])]
-        return bool(goes_where_it_may) and all(_is_option(conf / key, option) for option in options)
-    names = [*key.split("."), *(name for value in values for name in _keys(value))]
-    return package is None and not any(name.startswith("_") for name in names) and fits(override)
+    first, *rest = override.key_or_group.split(".")
+    names = [*rest, *(name for value in values for name in _keys(value))]
+    return first in known and not any(name.startswith("_") for name in names) and fits(override.input_line or "")
 
 
 def _is_option(group: Path, option: Any) -> bool:

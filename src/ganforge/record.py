@@ -6,10 +6,11 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ganforge.errors import UserError
-from ganforge.files import read_json, write_whole
+from ganforge.errors import Damaged, UserError
+from ganforge.files import write_whole
 from ganforge.overrides import key_of
-from ganforge.trust import Unreadable, check_config, check_folder, read_yaml
+from ganforge.schemas import ENVIRONMENT, read_table
+from ganforge.trust import check_config, check_folder, read_yaml
 
 SECTIONS = ("model", "data", "trainer", "callbacks", "logger")
 """What every record has, with keys of its own."""
@@ -30,14 +31,14 @@ def read_record(folder: Path) -> DictConfig:
     check_folder(folder)
     record = read_yaml(path)
     if not isinstance(record, DictConfig) or not record:
-        raise Unreadable(f"{path} is no record of a run")
+        raise Damaged(f"{path} is no record of a run")
     if {"hydra", "defaults"} & set(record):
         raise UserError(f"{path} sets `hydra` or `defaults`, which no record does: it may run code, so it is refused")
     values = cast(dict[Any, Any], OmegaConf.to_container(record))
     check_config(values)
     for section in SECTIONS:
         if not isinstance(values.get(section), dict):
-            raise Unreadable(f"{path} is damaged: {section} is {'missing' if section not in values else 'no section'}")
+            raise Damaged(f"{path} is damaged: {section} is {'missing' if section not in values else 'no section'}")
     return record
 
 
@@ -50,14 +51,14 @@ def read_overrides(folder: Path) -> list[str]:
 
 def read_resumed(folder: Path) -> list[tuple[int, list[str]]]:
     """From which steps a run was resumed with other settings, and with which, in the order of the commands."""
-    entries = read_json(folder / "environment.json").get("resumed", [])
-    return [(int(entry["step"]), list(map(str, entry["overrides"]))) for entry in entries]
+    entries = read_table(folder / "environment.json", ENVIRONMENT).get("resumed", [])
+    return [(entry["step"], entry["overrides"]) for entry in entries]
 
 
 def add_resumed(folder: Path, step: int, overrides: list[str]) -> None:
     """Note what is given when a run is resumed after a step, for later commands that resume it."""
     path = folder / "environment.json"
-    environment = read_json(path)
+    environment = read_table(path, ENVIRONMENT)
     environment.setdefault("resumed", []).append({"step": step, "overrides": overrides})
     write_whole(path, (json.dumps(environment, indent=2) + "\n").encode())
 

@@ -21,12 +21,12 @@ from ganforge.data.base import to_uint8, to_unit_range
 from ganforge.data.images import open_image, upright
 from ganforge.data.sources import open_source
 from ganforge.downloads import first_line
-from ganforge.errors import UserError
+from ganforge.errors import UserError, printable
 from ganforge.experiment import load_run
 from ganforge.export.interface import interface_of
 from ganforge.latents import picked
 from ganforge.models.gan import GAN
-from ganforge.names import in_file_name, shown
+from ganforge.names import in_file_name
 from ganforge.pictures import picture, save_picture
 
 WALK = 8
@@ -40,7 +40,7 @@ def sample(config: DictConfig) -> None:
     output = Path(config.output).expanduser()
     if config.input:
         for path in translate(model, Path(config.input).expanduser(), output):
-            print(shown(path))
+            print(printable(path))
         return
     labels = config.labels if config.labels is None or OmegaConf.is_list(config.labels) else [config.labels]
     conditions = conditions_of(model, record, labels)
@@ -52,7 +52,7 @@ def sample(config: DictConfig) -> None:
         name += in_file_name("-labels-" + "-".join(rows))
     rows = None if config.interpolate else rows
     with written_to(output):
-        print(shown(write(samples, output, name, config.format if config.separate else None, columns, rows)))
+        print(printable(write(samples, output, name, config.format if config.separate else None, columns, rows)))
 
 
 def check_request(model: GAN, config: DictConfig) -> None:
@@ -152,7 +152,7 @@ def translate(model: GAN, source: Path, folder: Path) -> Iterator[Path]:
             with opened() as file, open_image(file) as image:
                 seen = Seen.of(image, channels)  # type: ignore[arg-type]
         except Exception as error:  # broken files make libraries raise all kinds of errors
-            bad.append(f"  {shown(name)}: {shown(first_line(error))}")
+            bad.append(f"  {printable(name)}: {printable(first_line(error))}")
             continue
         with written_to(folder):
             save_picture(translated(model, seen), paths[name])
@@ -169,12 +169,12 @@ def placed(names: Iterable[str], source: Path, folder: Path) -> dict[str, Path]:
     for name, path in paths.items():
         real = os.path.realpath(path)  # which, unlike Path.resolve, bears a link to itself
         if not Path(real).is_relative_to(inside):
-            raise UserError(f"output={folder}: {shown(path)} lies outside of it, choose another folder")
+            raise UserError(f"output={folder}: {printable(path)} lies outside of it, choose another folder")
         if real in originals:
-            raise UserError(f"output={folder}: {shown(path)} would be written over, choose another folder")
+            raise UserError(f"output={folder}: {printable(path)} would be written over, choose another folder")
         if times[path] > 1:
             raise UserError(
-                f"input={source}: {shown(name)} and another image would both become {shown(path)}, rename one"
+                f"input={source}: {printable(name)} and another image would both become {printable(path)}, rename one"
             )
     return paths
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ganforge.errors import UserError
+from ganforge.errors import Damaged, UserError
 from ganforge.files import read_text
 
 ANY = re.compile(r".*", re.DOTALL)
@@ -32,7 +32,7 @@ METRICS = {"health?": {"signs?": [SIGN], "rewinds?": [REWIND]}, ANY: METRIC}
 
 # environment.json ------------------------------------------------------------------------------------------------
 
-ENVIRONMENT = {"git_commit?": (str, None)}
+ENVIRONMENT = {"git_commit?": (str, None), "resumed?": [{"step": int, "overrides": [str]}]}
 
 # Checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -71,10 +71,6 @@ CHECKPOINT = {
     "rewinds": int,
 }
 """What a checkpoint needs for going on with the training."""
-
-
-class Damaged(UserError):
-    """A file of a run folder does not hold what belongs there."""
 
 
 def read_table(path: Path, schema: Any) -> dict[str, Any]:

@@ -16,16 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ganforge.errors import UserError
 from ganforge.overrides import quoted
-
-WORDS = {
-    "fast_dev_run": "trainer.max_steps=20 evaluate_every=null",
-    "limit_train_batches": "trainer.max_steps=<steps>",
-    "overfit_batches": "trainer.max_steps=<steps>",
-    "gradient_clip_val": "model.gradient_clip=<norm>",
-    "accumulate_grad_batches": "data.batch_size=<rows>",
-    "gpus": "trainer.devices=<devices>",
-}
-"""What options that Lightning's users know are called here."""
+from ganforge.trainer_options import OTHER_WORDS
 
 NOT_OURS = ("hydra", "recorded")
 """What Hydra checks itself, and what evaluate.py adds to its arguments."""
@@ -143,8 +134,8 @@ def _groups(conf: Path) -> list[str]:
 
 def _no_such(key: str, options: list[str]) -> str:
     name = key.rpartition(".")[2]
-    if name in WORDS:
-        return f"{key}: there is no such option. Here {WORDS[name]} does that"
+    if name in OTHER_WORDS:
+        return f"{key}: there is no such option: {OTHER_WORDS[name]}"
     near = nearest(key, options)
     meant = f"Did you mean {' or '.join(near)}? " if near else f"If a part takes it, +{key}= adds it. "
     return f"{key}: there is no such option. {meant}--help lists all"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ganforge.errors import UserError, printable
 from ganforge.overrides import key_of
-from ganforge.plain_overrides import fits, is_plain
+from ganforge.plain_overrides import fits, is_plain, resumed_with
 from ganforge.record import read_overrides, read_record
 from ganforge.sweeps import RECORD, SEARCH, is_search, swept_keys
 from ganforge.trust import check_folder, read_yaml
@@ -36,10 +36,12 @@ def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
 
 
 def gone_on_with(folder: Path) -> DictConfig:
-    """The config of a job that was begun: its record, and on top the values that are given only now."""
+    """The config of a job that was begun: its record, and on top the values that were given later, or are now."""
     config, overrides = read_record(folder), HydraConfig.get().overrides.task
     before = read_overrides(folder)
-    for override in OverridesParser.create().parse_overrides([each for each in overrides if each not in before]):
+    given = [each for each in overrides if each not in before]
+    given = [*resumed_with(folder, config, given), *given]
+    for override in OverridesParser.create().parse_overrides(given):
         if override.is_delete():
             raise UserError(f"{override.input_line}: a job that was begun keeps its parts. Leave that out")
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)

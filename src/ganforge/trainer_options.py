@@ -29,6 +29,7 @@ OTHER_WORDS = {
     "enable_checkpointing": "~callbacks.checkpoints trains without",
     "use_distributed_sampler": "the data share themselves out",
     "reload_dataloaders_every_n_epochs": "the order of the data is a function of the step",
+    "gpus": "trainer.devices= is how many there are",
     "barebones": "~logger.tensorboard, ~callbacks.<name> and evaluate_every=null leave out what takes time",
 }
 

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ganforge.errors import UserError, is_printable, printable
+from ganforge.errors import Damaged, UserError, is_printable, printable
 
 FILES = (
     *("config.yaml", "hydra.yaml", "overrides.yaml", "sweep.yaml", "metrics.json", "environment.json"),
@@ -33,10 +33,6 @@ MAX_INTERPOLATION = 1000
 MAX_SIZE = 10**6
 """Of a config: bytes of its file, nesting, characters of a text that is computed, and nodes and characters when all of
 it is computed. Real ones have some thousand bytes."""
-
-
-class Unreadable(UserError):
-    """There is a record, but it is damaged."""
 
 
 # Files -----------------------------------------------------------------------------------------------------------
@@ -60,7 +56,7 @@ def check_folder(folder: Path) -> None:
                 "put what it leads to in its place"
             )
         if entry.name in (FILES if is_folder else FOLDERS):
-            raise Unreadable(f"{entry.path} is a {'folder' if is_folder else 'file'}: remove it, or restore the run")
+            raise Damaged(f"{entry.path} is a {'folder' if is_folder else 'file'}: remove it, or restore the run")
 
 
 def _is_of_wandb(link: Path, folder: Path) -> bool:
@@ -79,7 +75,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
         except OSError as error:
-            raise Unreadable(f"{error.filename} cannot be read: {error.strerror}") from error
+            raise Damaged(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 # Configs ---------------------------------------------------------------------------------------------------------
@@ -88,18 +84,18 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 def read_yaml(path: Path) -> Any:
     """What OmegaConf makes of a YAML of a run folder, with nothing resolved.
 
-    Raises Unreadable where it is damaged, and UserError where it holds what no run writes.
+    Raises Damaged where it is damaged, and UserError where it holds what no run writes.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise Unreadable(f"{path} is larger than the config of any run")
+            raise Damaged(f"{path} is larger than the config of any run")
         text = path.read_text(encoding="utf-8")
         _check_structure(text, path)
         return OmegaConf.create(text)
     except UserError:
         raise
     except (yaml.YAMLError, OSError, ValueError, AssertionError, OmegaConfBaseException) as error:
-        raise Unreadable(f"{path} cannot be read: {error}") from error
+        raise Damaged(f"{path} cannot be read: {error}") from error
 
 
 def _check_structure(text: str, path: Path) -> None:

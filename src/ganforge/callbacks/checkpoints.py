@@ -16,10 +16,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from ganforge.callbacks.health import HEALTHY, Health, state_in
 from ganforge.callbacks.stopping import Diverged
 from ganforge.devices import rank
-from ganforge.errors import UserError
+from ganforge.errors import Damaged, UserError
 from ganforge.files import is_intact, write_whole
 from ganforge.metrics.evaluation import Evaluation
-from ganforge.schemas import CHECKPOINT, VERSION, Damaged, fault
+from ganforge.schemas import CHECKPOINT, VERSION, fault
 from ganforge.trainers import callback_of
 
 log = logging.getLogger(__name__)

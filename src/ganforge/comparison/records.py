@@ -19,14 +19,14 @@ from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
 from ganforge.callbacks.health import state_in
 from ganforge.callbacks.pruning import Pruning
 from ganforge.comparison.tables import plain
-from ganforge.errors import UserError
+from ganforge.errors import Damaged, UserError
 from ganforge.files import has_checkpoint, read_text
 from ganforge.jobs import ERROR
 from ganforge.metrics.scores import better_of
 from ganforge.overrides import key_of
-from ganforge.record import Unreadable, read_overrides, read_record
+from ganforge.record import read_overrides, read_record
 from ganforge.run_folder import settings
-from ganforge.schemas import METRICS, Damaged, read_table
+from ganforge.schemas import METRICS, read_table
 from ganforge.targets import checked
 from ganforge.trainers import is_done
 
@@ -103,7 +103,7 @@ def _read(folder: Path, name: str) -> Run:
         metrics = read_table(folder / "metrics.json", METRICS)
         return Run(folder, name, chosen, given, _scores(metrics), curves, seconds, status, _health(metrics))
     except Exception as error:  # what a damaged folder makes libraries raise
-        if isinstance(error, UserError) and not isinstance(error, Unreadable | Damaged):  # it is not to be trusted
+        if isinstance(error, UserError) and not isinstance(error, Damaged):  # it is not to be trusted
             raise UserError(plain(f"{folder}: {error}")) from error
         log.warning("%s", plain(f"{folder} holds no readable record of a run: {error!r}"))
         return Run(folder, name, {}, set(), {}, {}, 0.0, "damaged: its record cannot be read", "")

@@ -12,8 +12,7 @@ from ganforge.data.conditions import of_attributes
 from ganforge.data.images import Images, Listing
 from ganforge.data.sources import Source, open_source
 from ganforge.downloads import first_line, time_limit
-from ganforge.errors import UserError
-from ganforge.names import shown
+from ganforge.errors import UserError, printable
 from ganforge.randomness import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -156,7 +155,7 @@ def _numbers(path: Path, rows: list[list[str]], least: int = 0) -> list[int]:
     """The first column of a table. Raises UserError where that has anything but numbers from `least`."""
     for row in rows:
         if not row[0].isdecimal() or not least <= int(row[0]) < 2**31:
-            raise UserError(f"{path} is damaged: {shown(row[0])} is no whole number from {least}")
+            raise UserError(f"{path} is damaged: {printable(row[0])} is no whole number from {least}")
     return [int(row[0]) for row in rows]
 
 

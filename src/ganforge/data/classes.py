@@ -9,9 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ganforge.data.sources import hidden, open_source
-from ganforge.errors import UserError
+from ganforge.errors import UserError, printable
 from ganforge.files import write_whole
-from ganforge.names import shown
 
 
 def class_folders(root: Path) -> tuple[str, list[str]]:
@@ -43,10 +42,10 @@ def classes_of(names: Sequence[str], prefix: str, classes: Sequence[str], root: 
     for folder, name in zip(folders, names, strict=True):
         if folder not in number:
             raise UserError(
-                f"data.condition=labels: {shown(name)} lies in no sub-folder of {root / prefix}, so it has no label"
+                f"data.condition=labels: {printable(name)} lies in no sub-folder of {root / prefix}, so it has no label"
             )
     if empty := number.keys() - set(folders):
-        raise UserError(f"data.condition=labels: {shown(min(empty))} in {root} holds no images, move it elsewhere")
+        raise UserError(f"data.condition=labels: {printable(min(empty))} in {root} holds no images, move it elsewhere")
     return [number[folder] for folder in folders]
 
 
@@ -67,7 +66,7 @@ def _in_folder(root: Path, prefix: str) -> list[str]:
         with os.scandir(folder) as entries:
             found = [entry.name for entry in entries if os.path.isdir(entry.path)]  # noqa: PTH112  bears any link
     except OSError as error:
-        raise UserError(f"data.root={root}: {shown(folder)} cannot be read ({error.strerror})") from error
+        raise UserError(f"data.root={root}: {printable(folder)} cannot be read ({error.strerror})") from error
     return sorted(name for name in found if not hidden(name))
 
 

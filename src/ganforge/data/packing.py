@@ -26,9 +26,8 @@ from torch import Tensor
 
 from ganforge.devices import cores
 from ganforge.downloads import first_line
-from ganforge.errors import UserError
+from ganforge.errors import UserError, printable
 from ganforge.files import read_json, write_whole
-from ganforge.names import shown
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ def refuse_bad(packed: Packed, names: Sequence[str], on_error: str, source: Path
     if on_error == "skip" and len(packed.bad) < len(names):
         log.warning("%d of %d files of %s are no good and left out.", len(packed.bad), len(names), source)
         return
-    listed = [f"  {shown(names[i])}: {shown(reason)}" for i, reason in list(packed.bad.items())[:NAMED]]
+    listed = [f"  {printable(names[i])}: {printable(reason)}" for i, reason in list(packed.bad.items())[:NAMED]]
     if len(packed.bad) > NAMED:
         listed.append(f"  and {len(packed.bad) - NAMED} more")
     raise UserError(

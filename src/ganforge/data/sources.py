@@ -14,8 +14,7 @@ from typing import Any, BinaryIO
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ganforge.errors import UserError
-from ganforge.names import shown
+from ganforge.errors import UserError, printable
 
 ENTRY_LIMIT = 2**29
 """Bytes of one file in a zip, all of which are read at once: as many as the largest image has that Pillow opens."""
@@ -63,7 +62,7 @@ class Folder(Source):
             ways[real] += 1
             if ways[real] > WAYS:
                 raise UserError(
-                    f"{option}={path}: symbolic links lead to {shown(real)} in more than {WAYS} ways, remove some"
+                    f"{option}={path}: symbolic links lead to {printable(real)} in more than {WAYS} ways, remove some"
                 )
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -91,7 +90,7 @@ class Zip(Source):
         for entry in entries:
             if _leads_out(entry.filename):
                 raise UserError(
-                    f"{option}={path} holds {shown(entry.filename)}, which is no path below a folder: make it anew"
+                    f"{option}={path} holds {printable(entry.filename)}, which is no path below a folder: make it anew"
                 )
         super().__init__(path, {entry.filename: f"{entry.file_size} {entry.CRC}" for entry in entries})
 
@@ -118,7 +117,7 @@ def open_source(path: Path, option: str = "data.root") -> Source:
         raise UserError(f"{option}={path} is neither a folder nor an intact zip") from error
     except OSError as error:
         raise UserError(
-            f"{option}={path}: {shown(error.filename or path)} cannot be read ({error.strerror})"
+            f"{option}={path}: {printable(error.filename or path)} cannot be read ({error.strerror})"
         ) from error
     raise UserError(f"{option}={path}: there is no such {'file or folder' if option == 'input' else 'folder or zip'}")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ganforge.downloads import first_line
-from ganforge.errors import UserError
+from ganforge.errors import Damaged, UserError
 from ganforge.files import write_whole
-from ganforge.schemas import METRICS, Damaged, read_table
+from ganforge.schemas import METRICS, read_table
 
 log = logging.getLogger(__name__)
 
