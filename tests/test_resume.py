@@ -1,5 +1,6 @@
 """A killed run goes on bit for bit."""
 
+import csv
 import os
 import shutil
 import signal
@@ -27,6 +28,8 @@ from ganforge.errors import UserError
 from ganforge.files import is_intact
 from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.statistics import Statistics
+from ganforge.record import read_resumed
+from ganforge.run_folder import settings
 
 # 5 steps an epoch, a validation every 3, a checkpoint at every step: all the coincidences there are
 DENSE = [
@@ -327,6 +330,34 @@ def test_options_given_on_resuming_hold(tmp_path: Path) -> None:
     options = ["trainer.max_steps=3", "model.generator_optimizer.lr=0.125"]
     optimizers = fitted(tmp_path / "second", *TINY_POINTS, *options, checkpoint=last).trainer.optimizers
     assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == [5e-4, 0.125]
+
+
+def test_what_is_given_on_resuming_belongs_to_the_run(tmp_path: Path) -> None:
+    folder, quick = tmp_path / "run", [*QUICK, "trainer.log_every_n_steps=1", "logger=[tensorboard,csv]"]
+    profiled = ["trainer.profiler=simple"]
+
+    def rates() -> list[float]:
+        checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        return [state["param_groups"][0]["lr"] for state in checkpoint["optimizer_states"]]
+
+    first = run("train.py", *TINY_POINTS, *quick, *profiled, f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert "FIT Profiler Report" in first.stderr, first.stderr
+    assert "training_step" in (folder / "fit-profile.txt").read_text()
+    record = (folder / ".hydra" / "config.yaml").read_text()
+    given = ["trainer.max_steps=4", "model.generator_optimizer.lr=0.125", "trainer.profiler=null"]
+    second = run("train.py", f"resume={folder}", *given, cwd=tmp_path)
+    assert f"Going on after step 2 with {' '.join(given)}." in second.stderr
+    assert rates() == [5e-4, 0.125]
+    third = run("train.py", f"resume={folder}", "trainer.max_steps=6", cwd=tmp_path)
+    assert "Going on after step 4 with trainer.max_steps=6." in third.stderr
+    assert rates() == [5e-4, 0.125], "kept, though it was not given again"
+    assert read_resumed(folder) == [(2, given), (4, ["trainer.max_steps=6"])]
+    assert (folder / ".hydra" / "config.yaml").read_text() == record
+    chosen = settings(folder)
+    assert chosen["model.generator_optimizer.lr"] == "0.0005, from step 2 0.125"
+    assert chosen["trainer.max_steps"] == 6
+    with (folder / "metrics.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_resuming_a_finished_run(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ def continue_csv(logger: CSVLogger, step: int) -> None:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         names = sorted(reader.fieldnames or ())
-        rows = [row for row in reader if None not in row and int(row.get("step") or 0) <= step]  # None: half a line
+        whole = (row for row in reader if None not in row.values())  # the last line may be half a one
+        rows = [row for row in whole if int(row["step"] or 0) <= step]
     aside = path.rename(path.with_name("metrics.csv.before"))
     logger.experiment.metrics_keys = names
     text = StringIO(newline="")

@@ -38,7 +38,9 @@ def describe(config: DictConfig, folder: Path, trainer: Trainer, games: Sequence
     from torch.utils.tensorboard.summary import hparams  # slow to import, and needed at the start of a training only
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "environment.json", (json.dumps(environment(config, trainer), indent=2) + "\n").encode())
+    kept = [{"step": step, "overrides": overrides} for step, overrides in read_resumed(folder)]  # of one begun anew
+    told = environment(config, trainer) | ({"resumed": kept} if kept else {})
+    write_whole(folder / "environment.json", (json.dumps(told, indent=2) + "\n").encode())
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             text = OmegaConf.to_yaml(config)

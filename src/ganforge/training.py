@@ -30,6 +30,9 @@ from ganforge.trainers import callback_of, is_done
 
 log = logging.getLogger(__name__)
 
+OF_RESUMING = ("resume", "sweep")
+"""Options that say what goes on, not with which settings."""
+
 
 def train(config: DictConfig, folder: Path) -> int:
     """Train, or go on with, the run in a folder. Returns the exit status: 0, or 128 + the signal that ended it."""
@@ -73,6 +76,7 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
         if checkpoint is None or state is None:
             keep_classes(data, folder)
             describe(config, folder, trainer, model.games)
+            _note_settings(folder, 0)
         else:
             _prepare_folder(folder, checkpoint, state, trainer)
     health = callback_of(trainer, Health)
@@ -117,10 +121,8 @@ def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], train
     step, health = state["global_step"], callback_of(trainer, Health)
     if health is not None and health.on_collapse == "rewind" and state_in(state).get("verdict") == "rewind":
         step = rewind(folder, step)  # a signal came in between
-    given = _new_settings(folder)
+    given = _note_settings(folder, step)
     log.info("Going on after step %d%s.", step, f" with {' '.join(given)}" if given else "")
-    if given:
-        add_resumed(folder, step, given)
     remove_parts(folder)
     for profile in folder.glob("fit-profile*.txt"):  # Lightning would add to it
         profile.unlink()
@@ -142,7 +144,12 @@ def _overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def _new_settings(folder: Path) -> list[str]:
-    """What is given for a run that goes on, and is neither in its record nor was given before."""
-    known = [*read_overrides(folder), *(override for _, given in read_resumed(folder) for override in given)]
-    return [each for each in _overrides() if each not in known and key_of(each) not in ("resume", "sweep")]
+def _note_settings(folder: Path, step: int) -> list[str]:
+    """Write down what is given for a run that goes on after a step, where it is neither in its record nor was given
+    before, and return it."""
+    latest = {key_of(override): override for _, overrides in read_resumed(folder) for override in overrides}
+    known = {key_of(override): override for override in read_overrides(folder)} | latest
+    given = [each for each in _overrides() if known.get(key_of(each)) != each and key_of(each) not in OF_RESUMING]
+    if given:
+        add_resumed(folder, step, given)
+    return given

@@ -88,7 +88,8 @@ class Checkpoints(Checkpoint):
             )
         pl_module.broadcast_buffers()
         for logger in trainer.loggers:  # what a checkpoint vouches for must not be lost in a buffer
-            getattr(getattr(logger, "experiment", None), "flush", lambda: None)()
+            experiment = getattr(logger, "experiment", None)
+            getattr(experiment, "flush", getattr(experiment, "save", lambda: None))()
         folder = Path(trainer.default_root_dir, "checkpoints")
         trainer.save_checkpoint(folder / "next.ckpt")
         health = callback_of(trainer, Health)
