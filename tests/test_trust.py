@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from ganforge.devices import check_fits
 from ganforge.errors import Damaged, UserError, printable
-from ganforge.files import remove_parts, write_whole
+from ganforge.files import make_cache, remove_parts, write_whole
 from ganforge.plain_overrides import is_plain, resumed_with
 from ganforge.record import add_resumed, read_record
 from ganforge.targets import checked
-from ganforge.trust import check_config, check_folder, read_yaml
+from ganforge.trust import check_caches, check_config, check_folder, read_yaml
 
 PLAIN = [
     "model=gan,dcgan",
@@ -225,6 +225,15 @@ def test_what_conf_composes_passes() -> None:
         check_config(OmegaConf.to_container(composed(f"model={model}", f"data={data}", "metrics=levels")))
     check_config(OmegaConf.to_container(composed("trainer=slurm", "logger=[tensorboard,csv]")))
     check_config({"data": {"root": "Bilder/é ü\u00a0#1 (neu), 'a' & b"}})
+
+
+def test_caches_of_a_record_are_there_or_typed(tmp_path: Path) -> None:
+    values = {"data": [{"cache_dir": str(tmp_path / "cache")}], "callbacks": {"evaluation": {"cache_dir": None}}}
+    with pytest.raises(UserError, match="is no cache on this machine: give that option anew"):
+        check_caches(values, ["data.root=x"])
+    check_caches(values, ["data.cache_dir=elsewhere"])
+    make_cache(tmp_path / "cache")
+    check_caches(values, [])
 
 
 # What a record makes ---------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from ganforge.models.gan import GAN
 from ganforge.randomness import chunk_rows
 from ganforge.record import parts_of, read_record
 from ganforge.targets import checked
+from ganforge.trust import check_caches
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -46,6 +47,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         for part in parts_of(read_record(Path(config.run).expanduser()), given):
             if OmegaConf.is_config(config.get(part)):
                 config[part] = checked(config[part])
+                check_caches(OmegaConf.to_container(config[part]), given)
     settle(config, *({"data", "model", "metrics", "extractor", "trainer"} & set(config)))
     data, model, subject = _folders(config) if config.folder or config.against else _model(config)
     evaluation = Evaluation(

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 from ganforge.errors import UserError
 
+TAG, SIGNATURE = "CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55"
+
 LARGEST = 64 * 2**20
 """Bytes of a text that is read."""
 
@@ -41,6 +43,17 @@ def write_whole(path: Path, content: Any) -> None:
     """Write bytes in place of what is there, if anything."""
     with replacing(path) as file:
         file.write(content)
+
+
+def make_cache(folder: Path) -> None:
+    """Make a folder for what can be made anew, and mark it as such: backups leave it out, and `is_cache` knows it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_cache(folder):
+        write_whole(folder / TAG, f"{SIGNATURE}\n# https://bford.info/cachedir\n".encode())
+
+
+def is_cache(folder: Path) -> bool:
+    return (folder / TAG).is_file()
 
 
 def remove_parts(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
 from ganforge.callbacks.health import Health, collapsed_at, state_in
@@ -27,6 +27,7 @@ from ganforge.run_folder import describe, drop_after, finish_message, stop_messa
 from ganforge.sweep_record import gone_on_with
 from ganforge.targets import checked
 from ganforge.trainers import callback_of, is_done
+from ganforge.trust import check_caches
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def train(config: DictConfig, folder: Path) -> int:
     if config.resume or config.get("sweep"):  # of somebody's record; else it is what was typed
         config = checked(config)
         check_fits(config.trainer, _overrides())
+        check_caches(OmegaConf.to_container(config), _overrides())
     if config.resume or (is_there and (config.get("sweep") or _is_requeued())):
         check_schedule(config, folder)
         if not was_stopped_at_once(folder):

@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ganforge.errors import Damaged, UserError, is_printable, printable
+from ganforge.files import is_cache
+from ganforge.overrides import key_of
 
 FILES = (
     *("config.yaml", "hydra.yaml", "overrides.yaml", "sweep.yaml", "metrics.json", "environment.json"),
@@ -128,6 +130,23 @@ def texts(node: Any) -> Iterator[str]:
             yield from texts(value)
     elif isinstance(node, str):
         yield node
+
+
+def check_caches(values: Any, overrides: Sequence[str]) -> None:
+    """Raise UserError where a record has a cache elsewhere than where one is already, and nobody typed that."""
+    if any(key_of(override).endswith("cache_dir") for override in overrides):
+        return
+    for node in _tables(values):
+        cache = node.get("cache_dir")
+        if cache is not None and not is_cache(Path(str(cache)).expanduser()):
+            raise UserError(f"This run has cache_dir={cache}, which is no cache on this machine: give that option anew")
+
+
+def _tables(node: Any) -> Iterator[dict[Any, Any]]:
+    if isinstance(node, dict):
+        yield node
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _tables(value)
 
 
 def check_text(text: str) -> None:

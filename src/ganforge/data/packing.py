@@ -27,7 +27,7 @@ from torch import Tensor
 from ganforge.devices import cores
 from ganforge.downloads import first_line
 from ganforge.errors import UserError, printable
-from ganforge.files import read_json, write_whole
+from ganforge.files import make_cache, read_json, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def pack(
     data, record = folder / f"{title}.uint8", folder / f"{title}.json"
     if not _is_complete(data, record):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_cache(folder)
             with _locked(folder / f"{title}.lock", title):
                 if not _is_complete(data, record):
                     _write(names, decode, data, record, shape, measure)

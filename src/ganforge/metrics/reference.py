@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from ganforge.data.base import TensorData
 from ganforge.data.packing import progress_bar
-from ganforge.files import is_intact, write_whole
+from ganforge.files import is_intact, make_cache, write_whole
 from ganforge.metrics.extractors import Extractor, Points
 from ganforge.metrics.statistics import CAP, Collector, Statistics
 from ganforge.randomness import CHUNK, chunk_rows, chunks_of
@@ -80,7 +80,7 @@ def _entry(cache_dir: str | None, name: str) -> Iterator[Path | None]:
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ganforge")
     folder = Path(cache_dir or default).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_cache(folder)
         lock = FileLock(folder / f"{name}.lock")
         lock.acquire()
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
