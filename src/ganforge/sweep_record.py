@@ -68,9 +68,8 @@ def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
             )
     for override in overrides["hydra"]:
         key = key_of(override)
-        # without them the search would begin anew or be another: options of a launcher are left out instead
-        is_needed = key.startswith(("hydra.sweeper", "hydra/sweeper", "hydra.sweep"))
-        if is_needed and key not in given and not _is_harmless(override):
+        is_default = override == f"hydra.sweeper.storage={SEARCH['storage']}"
+        if key in OWN and key not in given and not is_default:  # without it the search would begin anew, or be another
             raise UserError(
                 f"sweep={folder} was begun with {printable(override)}: give that again, if you know it is harmless"
             )
@@ -81,10 +80,12 @@ def _is_list_of_texts(part: Any) -> bool:
     return isinstance(part, list) and all(isinstance(override, str) for override in part)
 
 
-SAFE_SETTINGS = ("hydra/sweeper=optuna", f"hydra.sweeper.storage={SEARCH['storage']}")
+OWN = ("hydra.sweeper.storage", "hydra/sweeper/sampler", "hydra.sweep.subdir")
+"""Choices that a search or the names of jobs depend on, and that may run code or lead elsewhere: some storages and
+samplers unpickle what they read."""
 
 
 def _is_harmless(override: str) -> bool:
     """Whether an override of a search does no more than say how many trials it has, and what is best."""
     is_word = re.fullmatch(r"[\w.]+=[\w.-]+", override) is not None
-    return override in SAFE_SETTINGS or (is_search(override) and is_word and fits(override))
+    return is_search(override) and fits(override) and (is_word or override == "hydra/sweeper=optuna")

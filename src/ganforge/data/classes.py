@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ganforge.data.sources import hidden, open_source
-from ganforge.errors import UserError, printable
+from ganforge.errors import UserError, is_printable, printable
 from ganforge.files import write_whole
 
 
@@ -28,9 +28,9 @@ def class_folders(root: Path) -> tuple[str, list[str]]:
         prefix, names = f"{prefix}{names[0]}/", inner
     if not names:
         raise UserError(f"data.condition=labels: {root} has no sub-folders, whose names are the labels")
-    odd = next((name for name in names if name != name.encode(errors="replace").decode()), None)
-    if odd is not None:
-        raise UserError(f"data.condition=labels: {root} has a sub-folder {odd!r}, whose name is no UTF-8: rename it")
+    odd = next((name for name in names if not is_printable(name) or "${" in name), None)
+    if odd is not None:  # no record may hold it
+        raise UserError(f"data.condition=labels: {root} has a sub-folder {printable(odd)}, an odd name: rename it")
     return prefix, names
 
 
