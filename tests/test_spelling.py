@@ -24,10 +24,13 @@ WITHOUT_COMPOSING = {
     "-m model=dcgan,cgann": "model=cgann: there is no such option. Did you mean model=cgan\\?",
     "regularizer=[r1,r3]": "regularizer=r3: there is no such option",
     "dcgan": "dcgan: options are given as key=value",
-    "seed=a(b": "seed: a\\(b means something to Hydra. Quote it",
+    "seed=a(b": "seed: Hydra cannot parse a\\(b",
 }
 FINE = ["seed=0 ~callbacks.pruning +new.key=3", "schedule=cosine schedule.T_max=9 model.loss.average_halves=true"]
-FINE += ["-m model=dcgan,cgan_conv model.generator.width=3,4 optimizer@model.generator_optimizer=sgd"]
+FINE += [
+    "-m model=glob(*gan)",
+    "-m model=dcgan,cgan_conv model.generator.width=3,4 optimizer@model.generator_optimizer=sgd",
+]
 
 
 @pytest.mark.parametrize("command", [*WITHOUT_COMPOSING, *MISSPELT])

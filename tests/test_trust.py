@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ganforge.devices import check_fits
 from ganforge.errors import Damaged, UserError, printable
 from ganforge.files import make_cache, remove_parts, write_whole
-from ganforge.plain_overrides import is_plain, resumed_with
+from ganforge.plain_overrides import is_plain
 from ganforge.record import add_resumed, read_record
 from ganforge.targets import checked
 from ganforge.trust import check_caches, check_config, check_folder, read_yaml
@@ -70,6 +70,7 @@ NOT_PLAIN = [
     "seed=${oc.${name}:x}",
     'data.root="a\nb"',
     "data.root=\x1b[31m",
+    "data.cache_dir=/somewhere",
     "not an override",
 ]
 
@@ -228,8 +229,8 @@ def test_what_conf_composes_passes() -> None:
 
 
 def test_caches_of_a_record_are_there_or_typed(tmp_path: Path) -> None:
-    values = {"data": [{"cache_dir": str(tmp_path / "cache")}], "callbacks": {"evaluation": {"cache_dir": None}}}
-    with pytest.raises(UserError, match="is no cache on this machine: give that option anew"):
+    values = {"data": {"cache_dir": str(tmp_path / "cache")}, "callbacks": {"evaluation": {"cache_dir": None}}}
+    with pytest.raises(UserError, match="is no cache on this machine"):
         check_caches(values, ["data.root=x"])
     check_caches(values, ["data.cache_dir=elsewhere"])
     make_cache(tmp_path / "cache")
@@ -283,14 +284,26 @@ def test_processes_of_a_record_fit_the_machine(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_a_run_was_resumed_with_is_taken_where_it_is_plain(tmp_path: Path) -> None:
-    add_resumed(tmp_path, 5, ["model.generator_optimizer.lr=0.1", "trainer.max_steps=9"])
-    add_resumed(tmp_path, 7, ["model.generator_optimizer.lr=0.2"])
-    record = composed("model=gan", "data=ring")
-    assert resumed_with(tmp_path, record, []) == ["model.generator_optimizer.lr=0.2", "trainer.max_steps=9"]
-    assert resumed_with(tmp_path, record, ["trainer.max_steps=10"]) == ["model.generator_optimizer.lr=0.2"]
-    add_resumed(tmp_path, 8, ["model.loss={_target_: os.system}"])
-    with pytest.raises(UserError, match="which may run code"):
-        resumed_with(tmp_path, record, [])
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(composed("model=gan", "data=ring"), tmp_path / ".hydra" / "config.yaml")
+    add_resumed(tmp_path, 5, ["model.generator_optimizer.lr=0.1", "trainer.max_steps=9", "~callbacks.pruning"])
+    add_resumed(tmp_path, 7, ["model.generator_optimizer.lr=0.2", "+trainer.detect_anomaly=true"])
+    record = read_record(tmp_path)
+    assert record.model.generator_optimizer.lr == 0.2
+    assert (record.trainer.max_steps, record.trainer.detect_anomaly) == (9, True)
+    assert "pruning" not in record.callbacks
+    assert read_record(tmp_path, ["trainer.max_steps=10"]).trainer.max_steps == 10000, "which is given anew"
+    for hostile in (
+        "model.loss={_target_: os.system}",
+        "data.cache_dir=/somewhere",
+        "hydra.run.dir=x",
+        "model._target_=x",
+    ):
+        add_resumed(tmp_path, 8, [hostile])
+        with pytest.raises(UserError, match="it could run code"):
+            read_record(tmp_path)
+        read_record(tmp_path, [hostile])
+        (tmp_path / "environment.json").unlink()
 
 
 @pytest.mark.parametrize("section", ["model: 3", "data: [1]", "trainer: null"])

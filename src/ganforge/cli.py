@@ -18,14 +18,13 @@ from ganforge import __version__, jobs, sweeps
 from ganforge.devices import rank
 from ganforge.errors import UserError, explanation, printable
 from ganforge.overrides import key_of, literal, parts, quoted, unquoted
-from ganforge.plain_overrides import resumed_with
 from ganforge.record import parts_of, read_record
 from ganforge.resolvers import register_resolvers
 from ganforge.spelling import check_spelling
 from ganforge.sweep_record import with_record
 
-LONE = ("-m", "--multirun", "--cfg", "job", "--resolve")
-"""Options of Hydra's beside which keys are looked at."""
+CHECKED_WITH = ("-m", "--multirun", "--cfg", "--resolve")
+"""Flags of Hydra's that do not turn the check of the spelling off."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -163,18 +162,17 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
 
 
 def _check_spelling(arguments: list[str], conf: Path, config_name: str, record: DictConfig | None = None) -> None:
-    is_checked = {"LOCAL_RANK", jobs.IN_PROCESS} & set(os.environ)  # by the command that started this process
-    if not is_checked and not any(option.startswith("-") and option not in LONE for option in arguments):
+    is_checked = os.environ.get("LOCAL_RANK", "0") != "0" or jobs.IN_PROCESS in os.environ  # by another process
+    if not is_checked and not any(option.startswith("-") and option not in CHECKED_WITH for option in arguments):
         check_spelling(arguments, conf, config_name, record)
 
 
 def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> list[str]:
-    """The arguments that go on with the run in a folder: its record, what was given when it was resumed before, and
-    what is given now."""
+    """The arguments that go on with the run in a folder: its record, and what is given now."""
     if {"-m", "--multirun"} & set(arguments):
         raise UserError("resume= goes on with one run: leave out -m")
-    record = read_record(folder)
     given = [argument for argument in arguments if key_of(argument) != "resume"]
+    record = read_record(folder, given)
     placed = {"name"} if "LOCAL_RANK" in os.environ else {"name", "hydra.run.dir"}  # Lightning gives ranks theirs
     for key in placed & set(map(key_of, given)):
         raise UserError(f"{key}=: a run goes on in its own folder, which resume= names: leave it out")
@@ -184,12 +182,10 @@ def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> 
             "or start a new run"
         )
     _check_spelling(given, conf, "train", record)
-    before = resumed_with(folder, record, given)
     OmegaConf.save(record, scratch / "record.yaml")
     return [
         f"--config-path={scratch}",
         "--config-name=record",
-        *before,
         *given,
         f"resume={quoted(folder)}",
         f"hydra.searchpath=[{quoted(f'file://{conf}')}]",

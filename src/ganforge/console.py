@@ -2,8 +2,11 @@
 
 import logging
 from copy import copy
+from pathlib import Path
 
 from ganforge.errors import printable
+
+TEXTS = (str, Path, BaseException)
 
 
 class Formatter(logging.Formatter):
@@ -14,8 +17,7 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
+            args = tuple(printable(part) if isinstance(part, TEXTS) else part for part in record.args)
             record = copy(record)
-            record.args = tuple(
-                part if isinstance(part, int | float) else printable(part) for part in record.args or ()
-            )
+            record.args = args
         return "\n".join(map(printable, super().format(record).split("\n")))

@@ -11,13 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
 from ganforge.checks import MOST_SAMPLES, check_count, check_flag, check_pairs, check_seeds
 from ganforge.data.base import Batch, TensorData
-from ganforge.data.images import upright
+from ganforge.data.images import open_image, upright
 from ganforge.data.packing import progress_bar
 from ganforge.data.pairs import Pairs
 from ganforge.data.sources import open_source
@@ -47,7 +46,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         for part in parts_of(read_record(Path(config.run).expanduser()), given):
             if OmegaConf.is_config(config.get(part)):
                 config[part] = checked(config[part])
-                check_caches(OmegaConf.to_container(config[part]), given)
+                check_caches(OmegaConf.to_container(config[part]), given, part)
     settle(config, *({"data", "model", "metrics", "extractor", "trainer"} & set(config)))
     data, model, subject = _folders(config) if config.folder or config.against else _model(config)
     evaluation = Evaluation(
@@ -161,7 +160,7 @@ class Files:
 
     def _decoded(self, name: str) -> Tensor:
         try:
-            with self.source.open(name) as file, Image.open(file) as image:
+            with self.source.open(name) as file, open_image(file) as image:
                 return torch.from_numpy(np.array(upright(image, 3))).permute(2, 0, 1)
         except Exception as error:  # broken files make libraries raise all kinds of errors
             raise UserError(f"{self.source.path / name} cannot be read: {error}") from error

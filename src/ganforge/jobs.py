@@ -19,6 +19,7 @@ from hydra.types import RunMode
 
 from ganforge.errors import UserError
 from ganforge.files import write_whole
+from ganforge.metrics import scores
 from ganforge.overrides import quoted
 from ganforge.schemas import METRICS, read_table
 
@@ -196,5 +197,5 @@ def objective(folder: Path) -> float | None:
     for score in read_table(folder / "metrics.json", METRICS).values():
         if score.get("monitored"):
             value = score["best"]["value"]
-            return abs(value - score["ideal"]) if "ideal" in score and value is not None else value
+            return None if value is None else scores.objective(value, scores.better_of(score))
     return None

@@ -11,15 +11,17 @@ from ganforge.files import write_whole
 
 def continue_csv(logger: CSVLogger, step: int) -> None:
     """Have a CSV logger go on after a step: Lightning's deletes the `metrics.csv` that it finds."""
-    path = Path(logger.log_dir, "metrics.csv")
+    path, aside = (Path(logger.log_dir, name) for name in ("metrics.csv", "metrics.csv.before"))
+    if aside.is_file():  # killed while it was written anew
+        aside.replace(path)
     if not path.is_file():
         return
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         names = sorted(reader.fieldnames or ())
         whole = (row for row in reader if None not in row.values())  # the last line may be half a one
-        rows = [row for row in whole if int(row["step"] or 0) <= step]
-    aside = path.rename(path.with_name("metrics.csv.before"))
+        rows = [row for row in whole if str(row.get("step")).isdecimal() and int(row["step"]) <= step]
+    path.rename(aside)
     logger.experiment.metrics_keys = names
     text = StringIO(newline="")
     writer = csv.DictWriter(text, names)

@@ -1,10 +1,11 @@
 """Arguments of a command as Hydra reads them: `key=value`."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString, Sweep
 
 PATHS = (
     *("run", "runs", "resume", "sweep", "checkpoint", "input", "output", "folder", "against", "name"),
@@ -34,7 +35,7 @@ def literal(argument: str, is_sweep: bool = False) -> str:
         return argument
     if not is_path:
         return f"{key}={quoted(value)}" if "=" in value and not set(value) & set("'\"[]{}(),") else argument
-    if value[:1] + value[-1:] == "[]":  # a list, whose names may need quotes
+    if value[:1] + value[-1:] == "[]" and "],[" not in value:  # one list, whose names may need quotes
         names = ",".join(quoted(name.strip()) for name in value[1:-1].split(",") if name.strip())
         return argument if set(value) & set("'\"") else f"{key}=[{names}]"
     if is_sweep and re.match(r"(choice|glob|sort|shuffle)\(", value):
@@ -42,14 +43,26 @@ def literal(argument: str, is_sweep: bool = False) -> str:
     return f"{key}={','.join(map(quoted, value.split(',') if is_sweep else [value]))}"
 
 
-def key_and_value(argument: str) -> tuple[str, Any]:
-    """Key and value of an override, as Hydra reads it."""
-    override = OverridesParser.create().parse_override(argument)
-    return override.key_or_group, override.value()
+def parsed(argument: str) -> Override:
+    """An override as Hydra reads it. Raises HydraException."""
+    return OverridesParser.create().parse_override(argument)
+
+
+def values_of(override: Override, options: Sequence[str] = ()) -> list[Any]:
+    """The values that an override sets, of a sweep one after the other; `options` are those that a glob chooses from.
+
+    Ranges and intervals are left out: they are numbers.
+    """
+    value = override.value()
+    if isinstance(value, Glob):
+        return value.filter(list(options))
+    if isinstance(value, ChoiceSweep):
+        return [Override._convert_value(each) for each in value.list]
+    return [] if isinstance(value, Sweep) else [value]
 
 
 def unquoted(value: str) -> str:
-    return str(key_and_value(f"key={value}")[1])
+    return str(parsed(f"key={value}").value())
 
 
 def quoted(value: object) -> str:

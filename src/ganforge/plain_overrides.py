@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, Sweep
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 
 from ganforge.devices import available
 from ganforge.errors import UserError
-from ganforge.overrides import key_of
-from ganforge.record import read_resumed
+from ganforge.overrides import parsed, parts, values_of
 from ganforge.trust import check_text
 
 NAME = re.compile(r"[A-Za-z_][\w-]*")
@@ -25,81 +22,44 @@ COUNTS = ("trainer.devices", "trainer.num_nodes", "hydra.sweeper.n_jobs")
 """How many processes there are to be."""
 
 
-def resumed_with(folder: Path, record: DictConfig, given: list[str]) -> list[str]:
-    """What was given when the run in a folder was resumed before, the latest of each key, less what is given anew.
-
-    Raises UserError where that is more than plain values: a stranger may have written it.
-    """
-    latest = {key_of(override): override for _, overrides in read_resumed(folder) for override in overrides}
-    kept = [override for key, override in latest.items() if key not in set(map(key_of, given))]
-    for override in kept:
-        if not _is_value(_parsed(override), set(map(str, record))):
-            raise UserError(
-                f"{folder} was resumed with {override}, which may run code, or start more processes than this machine "
-                "has room for. If you know it is harmless, give it again"
-            )
-    return kept
-
-
-def is_plain(override: str, conf: Path) -> bool:
+def is_plain(argument: str, conf: Path) -> bool:
     """Whether an override of a sweep, as Hydra reads it, does no more than choose an option of a group in `conf/`, set
     a key of ours to plain values, or remove one."""
-    parsed, known = _parsed(override), _top_level(conf)
-    if parsed is None or not (conf / parsed.key_or_group).is_dir():
-        return _is_value(parsed, known)
-    package, group = parsed.package, conf / parsed.key_or_group
+    override, known = _checked(argument), _top_level(conf)
+    if override is None:
+        return False
+    group, package = conf / override.key_or_group, override.package
+    if not group.is_dir():
+        return is_plain_value(argument, known) and fits(argument)
     goes_where_it_may = package is None or (PACKAGE.fullmatch(package) and package.partition(".")[0] in known)
-    options = [option for value in _values(parsed) for option in (value if isinstance(value, list) else [value])]
+    options = [option for value in values_of(override) for option in (value if isinstance(value, list) else [value])]
     return bool(goes_where_it_may) and all(_is_option(group, option) for option in options)
 
 
-def _parsed(override: str) -> Override | None:
-    """None where an override is none, or computes what `conf/` does not."""
-    try:
-        check_text(override)
-        return OverridesParser.create().parse_override(override)
-    except (UserError, HydraException):
-        return None
-
-
-def _is_value(override: Override | None, known: Collection[str]) -> bool:
+def is_plain_value(argument: str, known: Collection[str]) -> bool:
     """Whether an override sets a key below known ones to plain values, or removes it."""
+    override = _checked(argument)
     if override is None or override.package is not None:
         return False
-    try:
-        values = _values(override)
-    except TypeError:
-        return False
     first, *rest = override.key_or_group.split(".")
-    names = [*rest, *(name for value in values for name in _keys(value))]
-    return first in known and not any(name.startswith("_") for name in names) and fits(override.input_line or "")
+    names = [*rest, *(name for value in values_of(override) for name in _keys(value))]
+    # a place for a cache lies outside of the run's folder, so it has to be typed
+    return first in known and not any(name.startswith("_") or name == "cache_dir" for name in names)
+
+
+def _checked(argument: str) -> Override | None:
+    """None where an override is none, or computes what `conf/` does not."""
+    try:
+        check_text(argument)
+        return parsed(argument)
+    except (UserError, HydraException):
+        return None
 
 
 def _is_option(group: Path, option: Any) -> bool:
     if option is None:  # of ~group, and of group=null
         return True
     return isinstance(option, str) and NAME.fullmatch(option) is not None and (group / f"{option}.yaml").is_file()
-
-
-def _values(override: Override) -> list[Any]:
-    """The values that an override sets, those of ranges and intervals left out: they are numbers."""
-    value = override.value()
-    if isinstance(value, ChoiceSweep):
-        return [_converted(each) for each in value.list]
-    return [] if isinstance(value, Sweep | Glob) else [_converted(value)]
-
-
-def _converted(value: Any) -> Any:
-    """A value without Hydra's own types. Raises TypeError where it is of another kind than texts and numbers."""
-    if isinstance(value, dict):
-        return {_converted(key): _converted(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_converted(each) for each in value]
-    if isinstance(value, QuotedString):
-        return value.text
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise TypeError(value)
 
 
 def _keys(value: Any) -> Iterator[str]:
@@ -111,14 +71,14 @@ def _keys(value: Any) -> Iterator[str]:
             yield from _keys(each)
 
 
-def fits(override: str) -> bool:
+def fits(argument: str) -> bool:
     """Whether an override starts no more processes than this machine has room for."""
-    key, _, value = override.partition("=")
-    key = key.lstrip("+")
+    key, value = parts(argument)
     if key not in COUNTS or value in ("auto", "-1"):
         return True
-    is_number = re.fullmatch(r"\[?\d+(,\d+)*\]?", value) is not None
-    return is_number and max(map(int, re.findall(r"\d+", value))) <= available(key)
+    if re.fullmatch(r"\[\d+(,\d+)*\]", value):
+        return value.count(",") < available(key)
+    return re.fullmatch(r"\d+(,\d+)*", value) is not None and max(map(int, value.split(","))) <= available(key)
 
 
 @cache

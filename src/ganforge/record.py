@@ -1,14 +1,17 @@
 """The record of a run: the config in its folder, which a stranger may have written."""
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ganforge.errors import Damaged, UserError
 from ganforge.files import write_whole
-from ganforge.overrides import key_of
+from ganforge.overrides import key_of, parsed
+from ganforge.plain_overrides import is_plain_value
 from ganforge.schemas import ENVIRONMENT, read_table
 from ganforge.trust import check_config, check_folder, read_yaml
 
@@ -20,10 +23,12 @@ OF_EVALUATION = ("run", "checkpoint", "folder", "against", "reference", "cache_d
 """What evaluate.py does not take from a record: sections that it does not need, and names of its own options."""
 
 
-def read_record(folder: Path) -> DictConfig:
-    """The recorded config of a run folder. Raises UserError where there is none, or the folder is not to be trusted.
+def read_record(folder: Path, given: Sequence[str] = ()) -> DictConfig:
+    """The config of a run: as it is recorded in its folder, with what the run was resumed with since, less the keys
+    that are `given` anew.
 
-    What it holds may be made only after `checked` has looked at it.
+    Raises UserError where there is none, or the folder is not to be trusted. What it holds may be made only after
+    `checked` has looked at it.
     """
     path = folder / ".hydra" / "config.yaml"
     if not path.is_file():
@@ -39,7 +44,31 @@ def read_record(folder: Path) -> DictConfig:
     for section in SECTIONS:
         if not isinstance(values.get(section), dict):
             raise Damaged(f"{path} is damaged: {section} is {'missing' if section not in values else 'no section'}")
+    for override in _resumed_with(folder, record, set(map(key_of, given))):
+        _apply(override, record)
     return record
+
+
+def _resumed_with(folder: Path, record: DictConfig, given: Collection[str]) -> list[Override]:
+    """What a run was resumed with, the latest of each key. Raises UserError where it is more than plain values: a
+    stranger may have written it."""
+    latest = {key_of(argument): argument for _, arguments in read_resumed(folder) for argument in arguments}
+    kept = [argument for key, argument in latest.items() if key not in given]
+    for argument in kept:
+        if not is_plain_value(argument, set(map(str, record))):
+            raise UserError(
+                f"{folder} was resumed with {argument}, which is not taken from a run folder: it could run code. "
+                "If you trust it, resume with it again"
+            )
+    return list(map(parsed, kept))
+
+
+def _apply(override: Override, record: DictConfig) -> None:
+    *parents, name = override.key_or_group.split(".")
+    if not override.is_delete():
+        OmegaConf.update(record, override.key_or_group, override.value(), force_add=True)
+    elif isinstance(parent := OmegaConf.select(record, ".".join(parents)) if parents else record, DictConfig):
+        parent.pop(name, None)
 
 
 def read_overrides(folder: Path) -> list[str]:

@@ -58,8 +58,9 @@ def _new_folder(name: str, given: str | None = None) -> str:
 
 
 def _record_in(folder: str) -> str | None:
-    """The sub-folder that Hydra writes a run's config to; none where the folder holds a run, whose record stays."""
-    return None if has_checkpoint(Path(folder)) else ".hydra"
+    """The sub-folder that Hydra writes a run's config to; none where the folder holds a run, whose record stays, and
+    for ranks that may start after the first one has completed it."""
+    return None if rank() > 0 or has_checkpoint(Path(folder)) else ".hydra"
 
 
 def _condition_size(data: Any) -> int:

@@ -18,7 +18,7 @@ from ganforge import __version__
 from ganforge.files import replacing, write_whole
 from ganforge.jobs import is_job
 from ganforge.models.gan import Game
-from ganforge.overrides import key_and_value
+from ganforge.overrides import parsed
 from ganforge.record import read_resumed
 from ganforge.trust import read_yaml
 
@@ -84,8 +84,9 @@ def settings(folder: Path) -> dict[str, Any]:
 def _changed(config: Mapping[str, Any], step: int, overrides: list[str]) -> dict[str, Any]:
     """The values that a run was resumed with after a step; where they change what is trained, beside those before."""
     found = {}
-    for key, value in map(key_and_value, overrides):
-        is_silent = key in TRAINING or config.get(key) in (None, value)
+    for override in map(parsed, overrides):
+        key, value = override.key_or_group, override.value()
+        is_silent = step == 0 or key in TRAINING or config.get(key, value) == value
         found[key] = value if is_silent else f"{config[key]}, from step {step:,} {value}"
     return found
 

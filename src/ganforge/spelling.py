@@ -9,20 +9,19 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, Sweep
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.errors import UserError
-from ganforge.overrides import quoted
+from ganforge.overrides import parsed, quoted, values_of
 from ganforge.trainer_options import OTHER_WORDS
 
 NOT_OURS = ("hydra", "recorded")
 """What Hydra checks itself, and what evaluate.py adds to its arguments."""
 
 COMBINATIONS = 16
-"""Of swept groups, at most so many are looked at."""
+"""At most this many combinations of swept groups are composed for the check."""
 
 
 def check_spelling(arguments: list[str], conf: Path, config_name: str, record: DictConfig | None = None) -> None:
@@ -46,22 +45,14 @@ def check_spelling(arguments: list[str], conf: Path, config_name: str, record: D
 def _parsed(argument: str) -> Override:
     key, equals, value = argument.partition("=")
     try:
-        return OverridesParser.create().parse_override(argument)
+        return parsed(argument)
     except HydraException as error:
         if not equals:
-            raise UserError(f"{argument}: options are given as key=value, such as model={argument}") from error
-        raise UserError(f'{key}: {value} means something to Hydra. Quote it: "{key}={quoted(value)}"') from error
+            raise UserError(f"{argument}: options are given as key=value, such as model=dcgan") from error
+        raise UserError(f'{key}: Hydra cannot parse {value}. To mean it literally: "{key}={quoted(value)}"') from error
 
 
 # Groups ----------------------------------------------------------------------------------------------------------
-
-
-def _choices(override: Override) -> list[Any]:
-    """The values of an override, one for each job of a sweep."""
-    value = override.value()
-    if isinstance(value, ChoiceSweep):
-        return [each.text if isinstance(each, QuotedString) else each for each in value.list]
-    return [] if isinstance(value, Sweep) else [value]
 
 
 def _always_there(conf: Path, config_name: str) -> set[str]:
@@ -70,10 +61,14 @@ def _always_there(conf: Path, config_name: str) -> set[str]:
     return {group for entry in defaults if isinstance(entry, dict) for group in entry}
 
 
+def _options(group: Path) -> list[str]:
+    return sorted(path.stem for path in group.glob("*.yaml"))
+
+
 def _check_options(override: Override, conf: Path) -> None:
     group = override.key_or_group
-    there = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-    for choice in _choices(override):
+    there = _options(conf / group)
+    for choice in values_of(override, there):
         for option in choice if isinstance(choice, list) else [choice]:
             if option is not None and not (conf / group / f"{option}.yaml").is_file():
                 near = get_close_matches(str(option), there, n=1)
@@ -86,8 +81,9 @@ def _compositions(groups: list[Override], fixed: list[str], conf: Path, config_n
     swept = [override for override in groups if override.is_sweep_override()]
     fixed = fixed + [override.input_line or "" for override in groups if override not in swept]
     names = [override.get_key_element() for override in swept]
+    choices_of = [values_of(override, _options(conf / override.key_or_group)) for override in swept]
     with initialize_config_dir(str(conf), version_base="1.3"):
-        for choices in islice(product(*map(_choices, swept)), COMBINATIONS):
+        for choices in islice(product(*choices_of), COMBINATIONS):
             chosen = [f"{name}={_as_typed(choice)}" for name, choice in zip(names, choices, strict=True)]
             try:
                 yield compose(config_name, [*fixed, *chosen])
@@ -137,16 +133,18 @@ def _no_such(key: str, options: list[str]) -> str:
     if name in OTHER_WORDS:
         return f"{key}: there is no such option: {OTHER_WORDS[name]}"
     near = nearest(key, options)
-    meant = f"Did you mean {' or '.join(near)}? " if near else f"If a part takes it, +{key}= adds it. "
-    return f"{key}: there is no such option. {meant}--help lists all"
+    meant = f"Did you mean {' or '.join(near)}?" if near else f"If a class accepts it, +{key}= adds it"
+    return f"{key}: there is no such option. {meant}{'' if near else '. --help lists all'}"
 
 
-def nearest(key: str, options: Iterable[str], count: int = 4) -> list[str]:
+def nearest(key: str, options: Iterable[str], count: int = 2) -> list[str]:
     """The options that somebody who typed a key may have meant, the likeliest ones first."""
     options = list(dict.fromkeys(options))
     name = key.rpartition(".")[2]
     same = [option for option in options if f".{option}".endswith(f".{name}")]
     same.sort(key=lambda option: option.partition(".")[0] != key.partition(".")[0])
-    names = get_close_matches(name, {option.rpartition(".")[2] for option in options}, n=2, cutoff=0.75)
-    like = [option for option in options if option.rpartition(".")[2] in names]
-    return list(dict.fromkeys([*same, *get_close_matches(key, options, n=2, cutoff=0.75), *like]))[:count]
+    found = [*same, *get_close_matches(key, options, n=count, cutoff=0.75)]
+    if not found:  # the last part alone
+        names = get_close_matches(name, {option.rpartition(".")[2] for option in options}, n=count, cutoff=0.75)
+        found = [option for option in options if option.rpartition(".")[2] in names]
+    return list(dict.fromkeys(found))[:count]

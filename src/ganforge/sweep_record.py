@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.errors import UserError, printable
-from ganforge.overrides import key_of
-from ganforge.plain_overrides import fits, is_plain, resumed_with
+from ganforge.overrides import key_of, parsed
+from ganforge.plain_overrides import fits, is_plain
 from ganforge.record import read_overrides, read_record
 from ganforge.sweeps import RECORD, SEARCH, is_search, swept_keys
 from ganforge.trust import check_folder, read_yaml
@@ -37,11 +36,10 @@ def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
 
 def gone_on_with(folder: Path) -> DictConfig:
     """The config of a job that was begun: its record, and on top the values that were given later, or are now."""
-    config, overrides = read_record(folder), HydraConfig.get().overrides.task
     before = read_overrides(folder)
-    given = [each for each in overrides if each not in before]
-    given = [*resumed_with(folder, config, given), *given]
-    for override in OverridesParser.create().parse_overrides(given):
+    given = [each for each in HydraConfig.get().overrides.task if each not in before]
+    config = read_record(folder, given)
+    for override in map(parsed, given):
         if override.is_delete():
             raise UserError(f"{override.input_line}: a job that was begun keeps its parts. Leave that out")
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
@@ -64,15 +62,13 @@ def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
         if override not in arguments and not is_plain(override, conf):
             raise UserError(
                 f"{record} has {printable(override)}, which may run code, or start more processes than this machine "
-                "has cores. If you know it is harmless, give it again"
+                "has room for. If you trust it, pass it again"
             )
     for override in overrides["hydra"]:
         key = key_of(override)
         is_default = override == f"hydra.sweeper.storage={SEARCH['storage']}"
         if key in OWN and key not in given and not is_default:  # without it the search would begin anew, or be another
-            raise UserError(
-                f"sweep={folder} was begun with {printable(override)}: give that again, if you know it is harmless"
-            )
+            raise UserError(f"sweep={folder} was begun with {printable(override)}: give that again, if you trust it")
     return [*overrides["task"], *(override for override in overrides["hydra"] if _is_harmless(override))]
 
 

@@ -37,7 +37,7 @@ OTHER_WORDS = {
 def check_trainer(trainer: DictConfig) -> None:
     """Raise UserError where the trainer of a training has an option that is another one's here."""
     for option, instead in OTHER_WORDS.items():
-        if trainer.get(option) not in (None, False) or (option in trainer and option == "enable_checkpointing"):
+        if option in trainer:
             raise UserError(f"trainer.{option}: {instead}")
     precision, strategy = str(trainer.precision), trainer.strategy
     if precision in ("16", "16-mixed"):

@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
@@ -47,12 +46,11 @@ def check_folder(folder: Path) -> None:
     links of its own, which have to stay inside.
     """
     for entry in _entries(folder):
-        mode = entry.stat(follow_symlinks=False).st_mode
-        is_folder = stat.S_ISDIR(mode)
-        if stat.S_ISLNK(mode) and _is_of_wandb(Path(entry.path), folder):
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if entry.is_symlink() and _is_of_wandb(Path(entry.path), folder):
             continue
-        if not is_folder and not stat.S_ISREG(mode):
-            kind = "a link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+        if not is_folder and not entry.is_file(follow_symlinks=False):
+            kind = "a link" if entry.is_symlink() else "neither a file nor a folder"
             raise UserError(
                 f"{entry.path} is {kind}, which may lead out of the run folder: it is refused. If the folder is yours, "
                 "put what it leads to in its place"
@@ -132,21 +130,14 @@ def texts(node: Any) -> Iterator[str]:
         yield node
 
 
-def check_caches(values: Any, overrides: Sequence[str]) -> None:
+def check_caches(node: Any, overrides: Sequence[str], place: str = "") -> None:
     """Raise UserError where a record has a cache elsewhere than where one is already, and nobody typed that."""
-    if any(key_of(override).endswith("cache_dir") for override in overrides):
-        return
-    for node in _tables(values):
-        cache = node.get("cache_dir")
-        if cache is not None and not is_cache(Path(str(cache)).expanduser()):
-            raise UserError(f"This run has cache_dir={cache}, which is no cache on this machine: give that option anew")
-
-
-def _tables(node: Any) -> Iterator[dict[Any, Any]]:
     if isinstance(node, dict):
-        yield node
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _tables(value)
+        for key, value in node.items():
+            check_caches(value, overrides, f"{place}.{key}".lstrip("."))
+    is_ours = not place.endswith("cache_dir") or node is None or place in map(key_of, overrides)
+    if not is_ours and not is_cache(Path(str(node)).expanduser()):
+        raise UserError(f"{place}={node} of this run is no cache on this machine. To use it, pass {place}= again")
 
 
 def check_text(text: str) -> None:

@@ -88,8 +88,7 @@ class Checkpoints(Checkpoint):
             )
         pl_module.broadcast_buffers()
         for logger in trainer.loggers:  # what a checkpoint vouches for must not be lost in a buffer
-            experiment = getattr(logger, "experiment", None)
-            getattr(experiment, "flush", getattr(experiment, "save", lambda: None))()
+            logger.save()
         folder = Path(trainer.default_root_dir, "checkpoints")
         trainer.save_checkpoint(folder / "next.ckpt")
         health = callback_of(trainer, Health)

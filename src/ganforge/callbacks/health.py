@@ -12,9 +12,8 @@ from torch import nn
 
 from ganforge.callbacks.signs import EVALUATED, MEMORY, SIGNS, WATCHED, Watched
 from ganforge.callbacks.stopping import Diverged, end_here
-from ganforge.files import read_json
 from ganforge.metrics.evaluation import Evaluation
-from ganforge.metrics.scores import write_health
+from ganforge.metrics.scores import read_scores, write_health
 from ganforge.trainers import callback_of
 
 log = logging.getLogger(__name__)
@@ -78,11 +77,11 @@ class Health(Callback):
 
     def _report_rewind(self, trainer: Trainer) -> None:
         """Once: a run that is killed before its next checkpoint begins at the rewound one again."""
-        told = read_json(Path(trainer.default_root_dir, "metrics.json")).get("health", {}).get("rewinds", [])
+        told = read_scores(Path(trainer.default_root_dir, "metrics.json")).get("health", {}).get("rewinds", [])
         if self.rewinds and self.rewinds[-1]["to"] == trainer.global_step and self.rewinds[-1] not in told:
             self._say(trainer, f"went back from step {self.rewinds[-1]['from']:,}, on with other random numbers")
             for logger in trainer.loggers:  # before metrics.json vouches for it
-                getattr(getattr(logger, "experiment", None), "flush", lambda: None)()
+                logger.save()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if not pl_module.is_logging:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from ganforge.callbacks.stopping import end_here
 from ganforge.errors import UserError
 from ganforge.metrics.evaluation import Evaluation
-from ganforge.metrics.scores import Better, shortfall
+from ganforge.metrics.scores import Better, objective
 from ganforge.sweeps import direction_of
 from ganforge.trainers import callback_of
 
@@ -69,8 +69,7 @@ class Pruning(Callback):
         is_hopeless = False
         if self._trial is not None:
             value = trainer.callback_metrics[self._monitor].item()
-            value = value if isinstance(self._better, bool) else shortfall(value, self._better)
-            self._trial.report(value, trainer.global_step)
+            self._trial.report(objective(value, self._better), trainer.global_step)
             is_hopeless = self._trial.should_prune()
         if trainer.strategy.broadcast(is_hopeless):
             if trainer.is_global_zero:

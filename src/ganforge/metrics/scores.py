@@ -23,11 +23,14 @@ Better = bool | float
 """Which values of a metric are better: higher ones (True), lower ones (False), or those nearer to an ideal number."""
 
 
+def objective(value: float, better: Better) -> float:
+    """What a search minimises or maximises: the value, or how far it is from the ideal one."""
+    return value if isinstance(better, bool) else abs(value - better)
+
+
 def shortfall(value: float, better: Better) -> float:
     """What orders the values of a metric: less is better."""
-    if isinstance(better, bool):
-        return -value if better else value
-    return abs(value - better)
+    return -value if better is True else objective(value, better)
 
 
 def better_of(score: Mapping[str, Any]) -> Better:
@@ -63,7 +66,7 @@ class Scores(dict[str, dict[str, Any]]):
 
     def write(self, path: Path) -> None:
         """Put these into a `metrics.json`, in place of what is there of a training."""
-        metrics = _read_or_begin(path)
+        metrics = read_scores(path)
         for entry in metrics.values():
             for part in TRAINING:
                 entry.pop(part, None)
@@ -85,7 +88,7 @@ def write_evaluated(path: Path, values: Mapping[str, float], provenance: Mapping
 
 def write_health(path: Path, health: Mapping[str, Any]) -> None:
     """Put what callbacks.health noticed into a `metrics.json`, in place of what was there of it."""
-    metrics = _read_or_begin(path)
+    metrics = read_scores(path)
     if metrics.pop("health", None) or any(health.values()):
         _write(path, {**metrics, "health": health} if any(health.values()) else metrics)
 
@@ -99,7 +102,7 @@ def check_writable(path: Path) -> None:
         raise UserError(f"output={path} cannot be written: {first_line(error)}") from error
 
 
-def _read_or_begin(path: Path) -> dict[str, Any]:
+def read_scores(path: Path) -> dict[str, Any]:
     """What is there; a training goes on without what is damaged, which is moved aside."""
     try:
         return read_table(path, METRICS)
