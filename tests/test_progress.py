@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY_POINTS, fitted
 from test_resume import scalars
 
-LINE = re.compile(r"step (\d+) of (\d+)  D (\S+)  G (\S+)(?:  ([\d,]+) images/s  (\d:\d\d) left)?")
+LINE = re.compile(r"step (\d+) of (\d+)  D (\S+)  G (\S+)(?:  ([\d,]+) images/s)?(?:  (\d:\d\d) left)?")
 
 
 def test_progress_tells_the_truth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
