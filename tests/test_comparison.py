@@ -225,7 +225,7 @@ def test_one_bad_run_does_not_hide_the_others(sweep: Path, tmp_path: Path, capsy
     assert "not finite" in printed
     torch.save({"state_dict": {}, "global_step": 4}, first / "checkpoints" / "last.ckpt")
     printed, _ = compared(capsys, tmp_path / "s")
-    assert "damaged: last.ckpt is no checkpoint of ganforge: pytorch-lightning_version is missing" in " ".join(
+    assert "damaged: last.ckpt is not a ganforge checkpoint: pytorch-lightning_version is missing" in " ".join(
         printed.split()
     )
     for path, content in (

@@ -79,7 +79,7 @@ def changed(state: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
 def test_checkpoints_that_lack_something_are_refused(good: dict[str, Any], tmp_path: Path, key: str) -> None:
     for value in (..., "text", ["text"]):
         torch.save(changed(good, key, value), tmp_path / "last.ckpt")
-        with pytest.raises(Damaged, match=f"last.ckpt is no checkpoint of ganforge: {key}"):
+        with pytest.raises(Damaged, match=f"last.ckpt is not a ganforge checkpoint: {key}"):
             read_checkpoint(tmp_path / "last.ckpt")
         if key not in WEIGHTS:
             read_checkpoint(tmp_path / "last.ckpt", WEIGHTS)
@@ -129,14 +129,14 @@ def script(path: Path) -> None:
 )
 def test_files_of_others_are_no_checkpoints(tmp_path: Path, write: Callable[[Path], Any]) -> None:
     write(tmp_path / "last.ckpt")
-    with pytest.raises(Damaged, match=r"last\.ckpt (is no checkpoint of ganforge|cannot be read): "):
+    with pytest.raises(Damaged, match=r"last\.ckpt (is not a ganforge checkpoint|cannot be read): "):
         read_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_a_checkpoint_of_another_lightning_names_both_versions(good: dict[str, Any], tmp_path: Path) -> None:
     old = changed(changed(good, "pytorch-lightning_version", "1.9.0"), "loops", ...)
     torch.save(old, tmp_path / "last.ckpt")
-    with pytest.raises(Damaged, match=r"loops is missing \(it is of Lightning 1\.9\.0; this is \d"):
+    with pytest.raises(Damaged, match=r"loops is missing \(written by Lightning 1\.9\.0; this is \d"):
         read_checkpoint(tmp_path / "last.ckpt")
 
 

@@ -134,14 +134,14 @@ def check_parts(config: DictConfig) -> None:
             raise UserError(f"{part} is missing: ~{single} leaves out a single one")
     for part in ("schedule", "metrics", "extractor"):
         if part not in config:
-            raise UserError(f"{part} is missing: {part}={'auto' if part == 'extractor' else 'none'} goes without")
+            raise UserError(f"{part} is missing: {part}={'auto' if part == 'extractor' else 'none'} leaves it out")
     for name, callback in config.callbacks.items():
         if not isinstance(callback, DictConfig) or "_target_" not in callback:
             raise UserError(f"callbacks.{name} is no callback: it needs a _target_, or ~callbacks.{name} leaves it out")
     for name, logger in config.logger.items():
         if not isinstance(logger, DictConfig) or logger.get("_partial_") is not True:
             raise UserError(
-                f"logger.{name} is no logger that can be told the run's folder: it needs _target_ and _partial_: true "
+                f"logger.{name} needs a _target_ and _partial_: true, as ganforge passes it the run's folder "
                 f"(+logger.{name}._partial_=true)"
             )
 

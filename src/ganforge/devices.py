@@ -58,8 +58,8 @@ def check_fits(trainer: DictConfig, overrides: Sequence[str]) -> None:
     for option, count in counts.items():
         if count > available(option) and not any(option == key_of(override) for override in overrides):
             raise UserError(
-                f"{option}={count} of this run's record is more than this machine has room for ({available(option)}): "
-                f"give {option}= as it shall be"
+                f"This run's record asks for {option}={count}, but this machine has room for {available(option)}. "
+                f"Pass {option}= explicitly"
             )
 
 

@@ -63,7 +63,7 @@ def report(script: str, is_complete: bool, given: list[str]) -> None:
     elif any(Sweep.folder.glob("*/.hydra")):  # else it may be a mistake that no job can be composed of
         goes_on = any(key_of(argument) == "sweep" for argument in given)
         again = [one for one in given if key_of(one) != "sweep" and (goes_on or _is_unrecorded(one))]
-        say(f"What is missing is done by:\n  python {script} sweep={typed} {shlex.join(again)}".rstrip())
+        say(f"To run the missing jobs:\n  python {script} sweep={typed} {shlex.join(again)}".rstrip())
 
 
 SEARCH = {

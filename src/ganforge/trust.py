@@ -116,7 +116,7 @@ def check_config(values: Any) -> None:
     except (RecursionError, ValueError):  # a chain of thousands, or a number of thousands of digits
         is_small = False
     if not is_small:
-        raise UserError("This run refers to itself, or is huge once it is resolved: it is refused")
+        raise UserError("This run's config refers to itself, or is huge once it is resolved: it is refused")
 
 
 def texts(node: Any) -> Iterator[str]:

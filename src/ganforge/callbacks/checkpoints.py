@@ -54,7 +54,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._states not in (None, len(trainer.optimizers)):  # Lightning would leave the others as they are
-            raise Damaged(f"The checkpoint has states of {self._states} optimizers, not of {len(trainer.optimizers)}")
+            count = len(trainer.optimizers)
+            raise Damaged(f"The checkpoint has the state of {self._states} optimizers, but this model has {count}")
         if trainer.global_step == 0:
             self.save(trainer, pl_module)
 
@@ -194,9 +195,9 @@ def read_checkpoint(path: Path, schema: Any = CHECKPOINT) -> dict[str, Any]:
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch raises all kinds, and gives advice that is for files of one's own
-        raise Damaged(f"{path} is no checkpoint of ganforge: it is no file of tensors and plain values") from error
+        raise Damaged(f"{path} is not a ganforge checkpoint: it cannot be read as tensors and plain values") from error
     if wrong := fault(state, schema):
-        raise Damaged(f"{path} is no checkpoint of ganforge: {wrong}{_version_note(state)}")
+        raise Damaged(f"{path} is not a ganforge checkpoint: {wrong}{_version_note(state)}")
     return state
 
 
@@ -204,4 +205,4 @@ def _version_note(state: Any) -> str:
     found = state.get("pytorch-lightning_version") if isinstance(state, dict) else None
     if fault(found, VERSION) or found == lightning.__version__:
         return ""
-    return f" (it is of Lightning {found}; this is {lightning.__version__})"
+    return f" (written by Lightning {found}; this is {lightning.__version__})"

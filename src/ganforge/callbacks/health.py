@@ -79,7 +79,7 @@ class Health(Callback):
         """Once: a run that is killed before its next checkpoint begins at the rewound one again."""
         told = read_scores(Path(trainer.default_root_dir, "metrics.json")).get("health", {}).get("rewinds", [])
         if self.rewinds and self.rewinds[-1]["to"] == trainer.global_step and self.rewinds[-1] not in told:
-            self._say(trainer, f"went back from step {self.rewinds[-1]['from']:,}, on with other random numbers")
+            self._say(trainer, f"went back from step {self.rewinds[-1]['from']:,}, continuing with new random numbers")
             for logger in trainer.loggers:  # before metrics.json vouches for it
                 logger.save()
 

@@ -62,7 +62,7 @@ class Interface:
         """Raises UserError where a stranger's file asks for something else."""
         made = [instantiate(config) for config in checked(OmegaConf.create(self.latents)).values()]
         if not all(isinstance(latent, Latent) for latent in made):
-            raise UserError("What this file calls latents are none of ganforge.latents")
+            raise UserError("The latents in this file are not classes of ganforge.latents")
         return Levels(made) if len(made) > 1 else made[0] if made else None
 
     @cached_property
@@ -146,7 +146,7 @@ def interface_of(model: GAN, record: DictConfig) -> Interface:
             interface.labels = listed([f"{i} {name}" for i, name in enumerate(interface.names)])
         if (interface.classes or len(interface.attributes or ())) != model.condition_size:
             raise UserError(
-                f"This model was trained with {model.condition_size} labels, but its record tells of others"
+                f"This model was trained with {model.condition_size} labels, but its record describes others"
             )
     return interface
 

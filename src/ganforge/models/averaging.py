@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-RAMP = 0.05
+EMA_RAMPUP = 0.05
 """The largest half-life of a moving average, as a part of all updates so far."""
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of weights and buffers, without gradients.
 
-    While training is young, the half-life is at most `RAMP` of it (Karras et al., 2020), so that the random first
+    While training is young, the half-life is at most `EMA_RAMPUP` of it (Karras et al., 2020), so that the random first
     weights are soon forgotten: a function of the number of updates, whatever a step is.
     """
 
@@ -25,7 +25,7 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
             torch._foreach_copy_(averages, currents)
             return
         updates = int(count) + 1  # with this one
-        torch._foreach_lerp_(averages, currents, 1 - min(decay, 0.5 ** (1 / (RAMP * updates))))
+        torch._foreach_lerp_(averages, currents, 1 - min(decay, 0.5 ** (1 / (EMA_RAMPUP * updates))))
 
     average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
     average.requires_grad_(False)
