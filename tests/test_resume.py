@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, TINY_DCGAN, TINY_POINTS, composed, equal, fitted, run, run_ranks, tiny
+from conftest import QUICK, ROOT, TINY_DCGAN, TINY_POINTS, composed, equal, fitted, recorded, run, run_ranks, tiny
+from filelock import FileLock
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,6 +31,7 @@ from ganforge.metrics.features import FeatureMetric
 from ganforge.metrics.statistics import Statistics
 from ganforge.record import read_resumed
 from ganforge.run_folder import settings
+from ganforge.training import train
 
 # 5 steps an epoch, a validation every 3, a checkpoint at every step: all the coincidences there are
 DENSE = [
@@ -358,6 +360,15 @@ def test_what_is_given_on_resuming_belongs_to_the_run(tmp_path: Path) -> None:
     assert chosen["trainer.max_steps"] == 6
     with (folder / "metrics.csv").open(newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_one_process_trains_a_run_at_a_time(tmp_path: Path) -> None:
+    folder = recorded(tmp_path / "run", *TINY_POINTS)
+    config = composed(*QUICK, *TINY_POINTS, f"resume={folder}", "trainer.max_steps=3")
+    with FileLock(folder / ".lock"), pytest.raises(UserError, match="another process is training this run"):
+        train(config, folder)
+    assert train(config, folder) == 0
+    assert not (folder / ".lock").exists()
 
 
 def test_resuming_a_finished_run(tmp_path: Path) -> None:

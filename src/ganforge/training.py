@@ -2,10 +2,13 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -53,9 +56,32 @@ def train(config: DictConfig, folder: Path) -> int:
             drop_after(folder, -1)
     elif rank() == 0 and is_there:
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or use another hydra.run.dir")
-    while (status := _train(config, folder, checkpoint)) is None:
-        checkpoint = folder / "checkpoints" / "last.ckpt"
+    with _locked(folder):
+        while (status := _train(config, folder, checkpoint)) is None:
+            checkpoint = folder / "checkpoints" / "last.ckpt"
     return status
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others from training the same run at the same time. Raises UserError where one does."""
+    if rank() > 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is training this run. Wait for it, or stop it") from error
+    except (OSError, NotImplementedError):
+        log.info("%s is on a file system without locks: start no second process that trains this run.", folder)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _is_requeued() -> bool:
