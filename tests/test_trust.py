@@ -2,7 +2,9 @@
 
 import os
 import time
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ganforge.devices import check_fits
 from ganforge.errors import Damaged, UserError, printable
-from ganforge.files import make_cache, remove_parts, write_whole
+from ganforge.files import is_intact, make_cache, remove_parts, write_whole
 from ganforge.plain_overrides import is_plain
 from ganforge.record import add_resumed, read_record
+from ganforge.sweep_record import check_trials, with_record
 from ganforge.targets import checked
 from ganforge.trust import check_caches, check_config, check_folder, read_yaml
 
@@ -147,6 +150,58 @@ def _umask() -> int:
     return now
 
 
+def test_second_names_of_files_that_are_appended_to_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "outside").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "healthy.ckpt").hardlink_to(tmp_path / "outside")  # which is replaced, not written to
+    check_folder(tmp_path / "run")
+    (tmp_path / "run" / "train.log").hardlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="hard link"):
+        check_folder(tmp_path / "run")
+
+
+def test_compressed_checkpoints_are_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    for kind, intact in ((zipfile.ZIP_DEFLATED, False), (zipfile.ZIP_STORED, True)):
+        with zipfile.ZipFile(path, "w", kind) as file:
+            file.writestr("data.pkl", bytes(1000))
+        assert is_intact(path) == intact
+
+
+# A sweep ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["seed=range(0,1000000000)", "data.size=range(0,1,1e-9)"])
+def test_sweeps_without_end_are_refused(tmp_path: Path, task: str) -> None:
+    OmegaConf.save({"task": [task], "hydra": []}, tmp_path / "sweep.yaml")
+    with pytest.raises(UserError, match="more than 10,000 jobs"):
+        with_record([f"sweep={tmp_path}"], tmp_path, ROOT / "conf")
+    assert task in with_record([f"sweep={tmp_path}", task], tmp_path, ROOT / "conf")
+
+
+def test_trials_set_plain_values_of_what_is_searched() -> None:
+    def trial(**params: Any) -> SimpleNamespace:
+        return SimpleNamespace(params=params, system_attrs={})
+
+    conf, keys = ROOT / "conf", {"loss", "model.generator_optimizer.lr"}
+    check_trials([trial(loss="hinge", **{"model.generator_optimizer.lr": 1e-3})], keys, conf)
+    for params in ({"loss": "../../evil"}, {"seed": 1}, {"model.generator_optimizer.lr": "{_target_: os.system}"}):
+        with pytest.raises(UserError, match="A trial of this search sets"):
+            check_trials([trial(**params)], keys, conf)
+    with pytest.raises(UserError, match="A trial of this search sets"):
+        check_trials([SimpleNamespace(params={}, system_attrs={"fixed_params": {"+loss": "../x"}})], keys, conf)
+
+
+def test_a_journal_that_names_another_file_is_refused(tmp_path: Path) -> None:
+    OmegaConf.save({"task": ["seed=0"], "hydra": []}, tmp_path / "sweep.yaml")
+    journal = tmp_path / "search.db-journal"
+    journal.write_bytes(bytes(600))
+    with_record([f"sweep={tmp_path}"], tmp_path, ROOT / "conf")
+    journal.write_bytes(bytes(600) + bytes.fromhex("d9d505f920a163d7"))
+    with pytest.raises(UserError, match="opening it would delete"):
+        with_record([f"sweep={tmp_path}"], tmp_path, ROOT / "conf")
+
+
 # Configs ---------------------------------------------------------------------------------------------------------
 
 
@@ -180,12 +235,23 @@ def bomb(lead: str) -> dict[str, Any]:
     return {"a0": "x" * 10, **{f"a{i}": [f"${{{lead}a{i - 1}}}"] * 2 for i in range(1, 41)}}
 
 
+def levels(reference: str) -> dict[str, Any]:
+    """Ten times as much at each of twelve levels, each behind a reference to the one before."""
+    found: dict[str, Any] = {"l0": {"v": [1, 2, 3]}, "p0": "${l0}"}
+    for i in range(12):
+        found |= {f"l{i + 1}": {"v": [reference.replace("0", str(i))] * 10}, f"p{i + 1}": f"${{l{i + 1}}}"}
+    return found
+
+
 CONFIGS: dict[str, dict[Any, Any]] = {
     "of lists": bomb(""),
     "of texts": {"a0": "x" * 10, **{f"a{i}": f"${{a{i - 1}}}${{a{i - 1}}}" for i in range(1, 41)}},
     "by oc.select": {"a0": "x" * 10, **{f"a{i}": [f"${{oc.select:a{i - 1},1}}"] * 2 for i in range(1, 41)}},
-    "by first": {"a0": "x" * 10, **{f"a{i}": [f"${{first:${{a{i - 1}}}}}"] * 2 for i in range(1, 41)}},
+    "by references on the way": levels("${p0.v}"),
+    "by oc.select on the way": levels("${oc.select:p0.v}"),
+    "of relative ones": {"a": levels("${..p0.v}")} | levels("${p0.v}"),
     "of itself": {"a": "${b}", "b": ["${a}"]},
+    "of itself on the way": {"a": "${b}", "b": "${a.c}"},
     "of a long chain": {"a0": 1, **{f"a{i}": f"${{a{i - 1}}}" for i in range(1, 5000)}},
     "a number": {"a": 16**5000},
 }
@@ -200,9 +266,29 @@ def test_configs_that_grow_beyond_all_measure_are_refused(name: str) -> None:
 
 
 SECRETS = [
-    *("${oc.env:HOME}", "\\${oc.env:HOME}", "${env:HOME}", "${oc.decode:x}", "${oc.create:{a:1}}", "${now:%Y}"),
-    *("${${a}:HOME}", "${oc.${a}:HOME}", "${first:${oc.env:HOME}}", "${oc.select:${oc.env:HOME}}", "${hydra:job.name}"),
-    *("x${oc.env:HOME}", "${ oc.env : HOME }", '${first:"${oc.env:HOME}"}', "${oc.dict.keys:model}", "${[oc.env]}"),
+    "${oc.env:HOME}",
+    "\\${oc.env:HOME}",
+    "${env:HOME}",
+    "${oc.decode:x}",
+    "${oc.create:{a:1}}",
+    "${now:%Y}",
+    "${${a}:HOME}",
+    "${oc.${a}:HOME}",
+    "${first:${oc.env:HOME}}",
+    "${oc.select:${oc.env:HOME}}",
+    "${hydra:job.name}",
+    "${new_folder:/tmp/x}",
+    "${record_in:/tmp}",
+    "${first:${a}}",
+    "${oc.select:'a.b'}",
+    "${oc.select: a.b}",
+    "${ a }",
+    "${slurm:HOME/x}",
+    "x${oc.env:HOME}",
+    "${ oc.env : HOME }",
+    '${first:"${oc.env:HOME}"}',
+    "${oc.dict.keys:model}",
+    "${[oc.env]}",
 ]
 
 
@@ -293,6 +379,11 @@ def test_what_a_run_was_resumed_with_is_taken_where_it_is_plain(tmp_path: Path) 
     assert (record.trainer.max_steps, record.trainer.detect_anomaly) == (9, True)
     assert "pruning" not in record.callbacks
     assert read_record(tmp_path, ["trainer.max_steps=10"]).trainer.max_steps == 10000, "which is given anew"
+    for section in ("model=../../evil", "+model=x", "data=null"):
+        add_resumed(tmp_path, 8, [section])
+        with pytest.raises(UserError, match="a section is settled"):
+            read_record(tmp_path)
+        (tmp_path / "environment.json").unlink()
     for hostile in (
         "model.loss={_target_: os.system}",
         "data.cache_dir=/somewhere",

@@ -1,6 +1,7 @@
 """What every entry point does before and after its work: compose the config, resume, report mistakes."""
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -136,9 +137,12 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
     """
     for key, value in map(parts, arguments):
         if f"{key}=" in arguments:  # a variable of the shell that is not set
-            raise UserError(f"{key}= has no value: give it one, or write {key}=null for none")
+            raise UserError(f"{key}= has no value: give it one; null stands for none")
         if key == "name" and ".." in Path(value.strip("'\"")).parts:
             raise UserError(f"{key}={value}: must not lead out of logs/: hydra.run.dir= takes any folder")
+    for argument in arguments:
+        if re.match(r"--(?!config-|cfg|package|info|experimental).*=", argument):
+            raise UserError(f"{argument}: leave out the --")
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     arguments = [literal(argument, is_sweep) for argument in arguments]
     if (sweep := _folder(arguments, "sweep")) and jobs.IN_PROCESS not in os.environ:

@@ -54,6 +54,8 @@ def available(option: str) -> int:
 
 def check_fits(trainer: DictConfig, overrides: Sequence[str]) -> None:
     """Raise UserError where a record asks for more processes than this machine has room for, and nobody typed that."""
+    if not isinstance(trainer.num_nodes, int):
+        return  # which is told with the other types
     counts = {"trainer.devices": device_count(trainer) // trainer.num_nodes, "trainer.num_nodes": trainer.num_nodes}
     for option, count in counts.items():
         if count > available(option) and not any(option == key_of(override) for override in overrides):

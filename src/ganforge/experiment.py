@@ -173,7 +173,7 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> Trained:
     path = checkpoint_path(folder, checkpoint)
     try:
         model, step = load_model(checked(config.model), path)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, AttributeError, TypeError) as error:
         raise UserError(f"{folder}: its record does not hold together: {first_line(error)}") from error
     return Trained(config, model, path, step)
 

@@ -49,11 +49,13 @@ def make_cache(folder: Path) -> None:
     """Make a folder for what can be made anew, and mark it as such: backups leave it out, and `is_cache` knows it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not is_cache(folder):
-        write_whole(folder / TAG, f"{SIGNATURE}\n# https://bford.info/cachedir\n".encode())
+        write_whole(folder / TAG, f"{SIGNATURE}\n# of ganforge, see https://bford.info/cachedir\n".encode())
 
 
 def is_cache(folder: Path) -> bool:
-    return (folder / TAG).is_file()
+    """Whether a folder was made by `make_cache`, rather than by another program that tags its caches."""
+    tag = folder / TAG
+    return tag.is_file() and "ganforge" in tag.read_text(errors="replace")
 
 
 def remove_parts(folder: Path) -> None:
@@ -97,11 +99,17 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether every record of what torch saved has the CRC-32 that torch wrote with it."""
+    """Whether every record of what torch saved has the CRC-32 that torch wrote with it.
+
+    torch does not compress: a file that says so could take hours to unpack.
+    """
     if not path.is_file():  # a pipe would block
         return False
     try:
         with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
+            entries = file.infolist()
+            is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            is_small = sum(entry.file_size for entry in entries) <= path.stat().st_size
+            return is_stored and is_small and file.testzip() is None
     except (OSError, zipfile.BadZipFile, RuntimeError):
         return False

@@ -39,13 +39,13 @@ def read_record(folder: Path, given: Sequence[str] = ()) -> DictConfig:
         raise Damaged(f"{path} is no record of a run")
     if {"hydra", "defaults"} & set(record):
         raise UserError(f"{path} sets `hydra` or `defaults`, which no record does: it may run code, so it is refused")
+    for override in _resumed_with(folder, record, set(map(key_of, given))):
+        _apply(override, record)
     values = cast(dict[Any, Any], OmegaConf.to_container(record))
     check_config(values)
     for section in SECTIONS:
         if not isinstance(values.get(section), dict):
             raise Damaged(f"{path} is damaged: {section} is {'missing' if section not in values else 'no section'}")
-    for override in _resumed_with(folder, record, set(map(key_of, given))):
-        _apply(override, record)
     return record
 
 
@@ -55,6 +55,8 @@ def _resumed_with(folder: Path, record: DictConfig, given: Collection[str]) -> l
     latest = {key_of(argument): argument for _, arguments in read_resumed(folder) for argument in arguments}
     kept = [argument for key, argument in latest.items() if key not in given]
     for argument in kept:
+        if "." not in key_of(argument) and isinstance(record.get(key_of(argument)), DictConfig):
+            raise UserError(f"{folder} was resumed with {argument}, which no resuming takes: a section is settled")
         if not is_plain_value(argument, set(map(str, record))):
             raise UserError(
                 f"{folder} was resumed with {argument}, which is not taken from a run folder: it could run code. "

@@ -27,12 +27,15 @@ COMBINATIONS = 16
 def check_spelling(arguments: list[str], conf: Path, config_name: str, record: DictConfig | None = None) -> None:
     """Raise UserError for an argument that names no option of `conf/<config_name>.yaml`, or of a record."""
     overrides = [_parsed(argument) for argument in arguments if not argument.startswith("-")]
+    there = _always_there(conf, config_name)
     ours = [override for override in overrides if re.split(r"[./]", override.key_or_group)[0] not in NOT_OURS]
     groups = [override for override in ours if (conf / override.key_or_group).is_dir()]
     for override in groups:
+        if override.is_add() and override.package is None and override.key_or_group in there:
+            raise UserError(f"+{override.key_or_group}= is chosen already: leave out the +")
         _check_options(override, conf)
     keys = [override.key_or_group for override in ours if override not in groups and not override.is_add()]
-    if not keys and all(override.key_or_group in _always_there(conf, config_name) for override in groups):
+    if not keys and all(override.key_or_group in there for override in groups):
         return  # composing takes some tenths of a second
     fixed = [override.input_line or "" for override in overrides if override not in ours]
     for config in [record] if record is not None else _compositions(groups, fixed, conf, config_name):
@@ -71,7 +74,7 @@ def _check_options(override: Override, conf: Path) -> None:
     for choice in values_of(override, there):
         for option in choice if isinstance(choice, list) else [choice]:
             if option is not None and not (conf / group / f"{option}.yaml").is_file():
-                near = get_close_matches(str(option), there, n=1)
+                near = get_close_matches(str(option).lower(), there, n=1)
                 meant = f"Did you mean {group}={near[0]}? " if near else ""
                 raise UserError(f"{group}={option}: there is no such option. {meant}There are {', '.join(there)}")
 
@@ -97,6 +100,8 @@ def _as_typed(choice: Any) -> str:
 
 def _first_sentence(error: HydraException) -> str:
     said = str(error).partition("\n")[0]
+    if said.startswith("Multiple values for "):
+        return f"{said.split()[3].rstrip('.')}= is chosen already: leave out the +"
     if said.startswith("Could not override '"):
         group = said.split("'")[1].partition("@")[0]
         return f"{group}=: the chosen model and data have no such part: leave it out, or choose others"

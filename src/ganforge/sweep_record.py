@@ -1,14 +1,17 @@
 """Going on with a sweep: what its folder says of it, of which only what is plainly harmless is taken."""
 
 import re
+from collections.abc import Collection, Iterable
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.errors import UserError, printable
-from ganforge.overrides import key_of, parsed
+from ganforge.overrides import key_of, parsed, values_of
 from ganforge.plain_overrides import fits, is_plain
 from ganforge.record import read_overrides, read_record
 from ganforge.sweeps import RECORD, SEARCH, is_search, swept_keys
@@ -64,6 +67,9 @@ def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
                 f"{record} has {printable(override)}, which may run code, or start more processes than this machine "
                 "has room for. If you trust it, pass it again"
             )
+    if prod(_jobs(override) for override in overrides["task"] if override not in arguments) > MAX_JOBS:
+        raise UserError(f"{record} has more than {MAX_JOBS:,} jobs. If you trust it, pass its ranges again")
+    _check_journal(folder / "search.db-journal")
     for override in overrides["hydra"]:
         key = key_of(override)
         is_default = override == f"hydra.sweeper.storage={SEARCH['storage']}"
@@ -72,9 +78,41 @@ def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
     return [*overrides["task"], *(override for override in overrides["hydra"] if _is_harmless(override))]
 
 
+def check_trials(trials: Iterable[Any], keys: Collection[str], conf: Path) -> None:
+    """Raise UserError where a trial of a storage that a stranger may have written sets more than what is searched, to
+    more than plain values: each becomes an override."""
+    for trial in trials:
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        for name, value in params.items():
+            if name.lstrip("+") not in keys or not is_plain(f"{name}={value}", conf):
+                raise UserError(f"A trial of this search sets {printable(f'{name}={value}')}, which is not searched")
+
+
+def _check_journal(path: Path) -> None:
+    """Raise UserError where SQLite, as it rolls an interrupted write back, would delete another file that is named at
+    the end of a journal. Ours name none."""
+    if path.is_file():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - len(NAMES_ANOTHER)))
+            if file.read() == NAMES_ANOTHER:
+                raise UserError(f"{path} names a file that opening it would delete: it is refused")
+
+
+def _jobs(override: str) -> int:
+    value = parsed(override).value()
+    if isinstance(value, RangeSweep):
+        return max(1, ceil(abs(float(value.stop or 0) - float(value.start or 0)) / (abs(float(value.step)) or 1e-9)))
+    return max(1, len(values_of(parsed(override))))
+
+
 def _is_list_of_texts(part: Any) -> bool:
     return isinstance(part, list) and all(isinstance(override, str) for override in part)
 
+
+MAX_JOBS = 10_000
+
+NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
+"""How a journal of SQLite ends that names another one."""
 
 OWN = ("hydra.sweeper.storage", "hydra/sweeper/sampler", "hydra.sweep.subdir")
 """Choices that a search or the names of jobs depend on, and that may run code or lead elsewhere: some storages and

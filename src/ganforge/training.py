@@ -152,7 +152,7 @@ def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], train
     given = _note_settings(folder, step)
     log.info("Going on after step %d%s.", step, f" with {' '.join(given)}" if given else "")
     remove_parts(folder)
-    for profile in folder.glob("fit-profile*.txt"):  # Lightning would add to it
+    for profile in folder.glob("fit-profile*.txt"):  # Lightning would append to it
         profile.unlink()
     drop_after(folder, step)
     for logger in trainer.loggers:

@@ -17,16 +17,14 @@ from ganforge.overrides import key_of
 
 FILES = (
     *("config.yaml", "hydra.yaml", "overrides.yaml", "sweep.yaml", "metrics.json", "environment.json"),
-    *("train.log", "error.txt", "search.db", "last.ckpt", "previous.ckpt", "healthy.ckpt"),
+    *("train.log", "error.txt", "search.db", "last.ckpt", "previous.ckpt", "healthy.ckpt", "metrics.csv"),
+    *("fit-profile.txt", "hparams.yaml"),
 )
 FOLDERS = (".hydra", "checkpoints", "samples", "export")
 """Names in a run folder that are of one kind only."""
 
-SCALARS = ("condition_size", "record_in", "slurm", "swept")
-"""Resolvers that make one short value of whatever they are given."""
-
-RESOLVERS = (*SCALARS, "first", "new_folder", "oc.select")
-"""All that `conf/` uses. None of them reads the environment (of SLURM's variables, only two numbers)."""
+APPENDED = (".log", ".csv", ".db")
+"""Endings of files that are written in place, so that another name of theirs would be written to as well."""
 
 MAX_BYTES = 2**18
 MAX_DEPTH = 40
@@ -55,6 +53,8 @@ def check_folder(folder: Path) -> None:
                 f"{entry.path} is {kind}, which may lead out of the run folder: it is refused. If the folder is yours, "
                 "put what it leads to in its place"
             )
+        if entry.name.endswith(APPENDED) and not is_folder and entry.stat().st_nlink > 1:
+            raise UserError(f"{entry.path} has a second name elsewhere (a hard link): put a copy of it in its place")
         if entry.name in (FILES if is_folder else FOLDERS):
             raise Damaged(f"{entry.path} is a {'folder' if is_folder else 'file'}: remove it, or restore the run")
 
@@ -150,20 +150,24 @@ def check_text(text: str) -> None:
         raise UserError(f"This run holds {text[:MAX_INTERPOLATION]}, which may run code or read secrets: it is refused")
 
 
-_COMPUTED = re.compile(r"\$\{(?:\.*\w+(?:\.\w+)*|(?:" + "|".join(map(re.escape, RESOLVERS)) + r"):[^${}]*)\}")
-"""An interpolation with no other inside: of a key, or by a known resolver."""
-_SCALAR = re.compile(r"\$\{(?:" + "|".join(SCALARS) + r"):(?:[^${}]|\$\{[^${}]*\})*\}")
-_REFERENCE = re.compile(r"\$\{(?:oc\.select:)?(\.*)([\w.]+)")
+_KEY = r"\.*\w+(?:\.\w+)*"
+_SCALAR = r"condition_size:(?:\0|\{[^${}]*\})|slurm:\w+"
+_COMPUTED = re.compile(rf"\$\{{(?:{_KEY}|oc\.select:{_KEY}(?:,[^${{}}'\"\s]*)?|{_SCALAR})\}}")
+"""An interpolation with no other inside: of a key, or by a resolver that the parts of a record have in `conf/`. None of
+these reads files or the environment (of SLURM's variables, two numbers)."""
+
+_WHOLE = re.compile(rf"\$\{{(\.*)({_KEY})\}}")
+_REFERENCE = re.compile(rf"\$\{{(?:oc\.select:)?(\.*)({_KEY})")
 
 
 def _size(config: Any) -> float:
     """How many nodes and characters a config has once it is resolved; infinitely many where it refers to itself."""
     sizes: dict[tuple[str, ...], float] = {}
 
-    def size(place: tuple[str, ...]) -> float:
+    def size(named: tuple[str, ...]) -> float:
+        place, node = _followed(config, named)
         if place not in sizes:
             sizes[place] = inf  # until it is known
-            node = _at(config, place)
             if isinstance(node, dict | list):
                 keys = map(str, node if isinstance(node, dict) else range(len(node)))
                 sizes[place] = 1 + sum(size((*place, key)) for key in keys)
@@ -174,17 +178,27 @@ def _size(config: Any) -> float:
     return size(())
 
 
-def _at(config: Any, place: tuple[str, ...]) -> Any:
+def _followed(config: Any, place: tuple[str, ...], hops: int = 0) -> tuple[tuple[str, ...], Any]:
+    """Where a place lies once references on the way to it are followed, and the node there, or None."""
+    if hops > MAX_DEPTH:
+        raise RecursionError
     node = config
-    for key in place:
+    for i, key in enumerate(place):
+        if isinstance(node, str) and (reference := _WHOLE.fullmatch(node)):
+            return _followed(config, (*_target(reference[1], reference[2], place[:i]), *place[i:]), hops + 1)
         if isinstance(node, dict):  # keys may be numbers as well
             node = node[key] if key in node else next((value for name, value in node.items() if str(name) == key), None)
         else:
             node = node[int(key)] if isinstance(node, list) and key.isdecimal() and int(key) < len(node) else None
-    return node
+    return place, node
 
 
 def _references(text: str, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The places that the interpolations of a text lead to."""
-    for dots, key in _REFERENCE.findall(_SCALAR.sub("", text)):
-        yield (*(place[: -len(dots)] if dots else ()), *filter(None, key.split(".")))
+    """The places that the interpolations of a text lead to; what is counted rather than copied is none."""
+    for dots, key in _REFERENCE.findall(re.sub(r"\$\{condition_size:\$\{[^${}]*\}\}", "", text)):
+        yield _target(dots, key, place)
+
+
+def _target(dots: str, key: str, place: tuple[str, ...]) -> tuple[str, ...]:
+    """The place of a key; one that begins with dots is relative to that of the interpolation."""
+    return (*(place[: -len(dots)] if dots else ()), *key.split("."))

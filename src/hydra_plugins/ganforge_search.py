@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydra.errors import CompactHydraException
 
+from ganforge.errors import UserError
 from ganforge.overrides import key_of
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ with suppress(ImportError):  # then there is no search
         def _settle(self, keys: set[str]) -> None:
             import optuna
 
+            from ganforge.sweep_record import check_trials
+
             state, search = optuna.trial.TrialState, self.sweeper
             if getattr(search.sampler, "func", None) is optuna.samplers.GridSampler:
                 raise CompactHydraException("hydra/sweeper/sampler=grid cannot go on: a sweep of the same values can")
@@ -58,10 +61,13 @@ with suppress(ImportError):  # then there is no search
                 raise CompactHydraException("hydra.sweeper.direction: begin a new search to change it") from error
             search.sampler.reseed_rng()  # or one with a seed would try the same values again
             trials = study.get_trials(deepcopy=False)
-            for trial in trials:  # of a storage that a stranger may have written: each becomes an override
-                for name in (*trial.params, *trial.system_attrs.get("fixed_params", ())):
-                    if key_of(name) not in keys:
-                        raise CompactHydraException(f"A trial of this search sets {name}, which is not searched")
+            assert search.config is not None
+            sources = search.config.hydra.runtime.config_sources
+            conf = next(Path(source.path) for source in sources if source.provider == "main")
+            try:
+                check_trials(trials, keys, conf)
+            except UserError as error:
+                raise CompactHydraException(str(error)) from error
             search.job_idx = sum(trial.state != state.WAITING for trial in trials)  # jobs are numbered as trials
             for trial in trials:
                 if trial.state == state.RUNNING:
