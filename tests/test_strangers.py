@@ -19,7 +19,8 @@ from ganforge.errors import UserError
 from ganforge.experiment import load_data, load_run
 from ganforge.export.exporting import export
 from ganforge.record import read_record
-from ganforge.targets import checked
+from ganforge.run_folder import finish_message
+from ganforge.targets import checked, trust_needed
 from ganforge.training import train
 
 CALL = "{_target_: torch.utils.collect_env.run, command: touch planted}"
@@ -202,5 +203,11 @@ def test_own_packages_are_admitted_by_name(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match=r"os\.system") as error:
         checked(OmegaConf.create({"model": {"_target_": "os.system"}}))
     assert "GANFORGE_TRUST" not in str(error.value), "nobody should follow that"
+    needed = "GANFORGE_TRUST=my_lab,ganforge.metrics.extractors.File "
+    assert (
+        trust_needed(OmegaConf.merge(config, {"extractor": {"_target_": "ganforge.metrics.extractors.File"}})) == needed
+    )
+    assert needed in finish_message("Finished.", Path("run"), 1, from_images=False, trust=needed)
+    assert trust_needed(composed("model=gan", "data=ring")) == ""
     monkeypatch.setenv("GANFORGE_TRUST", "my_lab")
     checked(config)

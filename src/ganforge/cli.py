@@ -177,6 +177,8 @@ def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> 
         raise UserError("resume= goes on with one run: leave out -m")
     given = [argument for argument in arguments if key_of(argument) != "resume"]
     record = read_record(folder, given)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"resume={folder} cannot be written to: make it writable, or copy it elsewhere")
     placed = {"name"} if "LOCAL_RANK" in os.environ else {"name", "hydra.run.dir"}  # Lightning gives ranks theirs
     for key in placed & set(map(key_of, given)):
         raise UserError(f"{key}=: a run goes on in its own folder, which resume= names: leave it out")

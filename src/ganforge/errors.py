@@ -69,4 +69,4 @@ _OF_VALUES = (ValueError, TypeError, ImportError)
 """What wrong values of options end in."""
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PLACE_ERRORS = {errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST}
+_PLACE_ERRORS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}

@@ -180,15 +180,16 @@ def drop_after(folder: Path, step: int) -> None:
                 writer.write(record)
 
 
-def stop_message(folder: Path, step: int) -> str:
-    """What a person wants to know when a signal ended training."""
+def stop_message(folder: Path, step: int, trust: str = "") -> str:
+    """What a person wants to know when a signal ended training; commands that read the run begin with `trust`."""
     if is_job():  # the sweep says at its end how to go on
         return f"Stopped after step {step}."
-    return f"Stopped after step {step}. Go on with:\n  python train.py resume={_short(folder)}"
+    return f"Stopped after step {step}. Go on with:\n  {trust}python train.py resume={_short(folder)}"
 
 
-def finish_message(outcome: str, folder: Path, step: int, from_images: bool) -> str:
-    """What a person wants to know when training ends. `from_images`: whether the model makes images of images."""
+def finish_message(outcome: str, folder: Path, step: int, from_images: bool, trust: str = "") -> str:
+    """What a person wants to know when training ends. `from_images`: whether the model makes images of images;
+    `trust` as above."""
     run = _short(folder)
     done = [
         outcome,
@@ -202,8 +203,8 @@ def finish_message(outcome: str, folder: Path, step: int, from_images: bool) -> 
         [
             *done,
             "Try next:",
-            f"  python evaluate.py run={run}",
-            *(f"  python sample.py run={run} {options}" for options in draw),
+            f"  {trust}python evaluate.py run={run}",
+            *(f"  {trust}python sample.py run={run} {options}" for options in draw),
             "  tensorboard --logdir logs",
         ]
     )

@@ -44,6 +44,28 @@ SETTINGS = ("log_graph", "default_hp_metric", "max_queue", "flush_secs", "flush_
 """Arguments of a logger: where in the run's folder it writes, and others."""
 
 
+class Untrusted(UserError):
+    """A record makes something that has to be admitted by name."""
+
+    def __init__(self, message: str, name: str):
+        super().__init__(f"{message}, and you trust the run folder, set GANFORGE_TRUST={name} in the environment")
+        self.name = name
+
+
+def trust_needed(config: DictConfig) -> str:
+    """What a command has to begin with that reads the record of this config, which was typed: `GANFORGE_TRUST=my_lab `,
+    or nothing."""
+    names = []
+    for node in _with_targets(OmegaConf.to_container(config, resolve=True)):
+        try:
+            _check_target(str(node["_target_"]), node)
+        except Untrusted as error:
+            names.append(error.name)
+        except UserError:
+            continue
+    return f"GANFORGE_TRUST={','.join(dict.fromkeys(names))} " if names else ""
+
+
 def checked(config: DictConfig) -> DictConfig:
     """What may be made of a config that a stranger wrote: its values, resolved.
 
@@ -57,21 +79,19 @@ def checked(config: DictConfig) -> DictConfig:
     for text in texts(values):
         if "${" in text:  # escaped; whoever resolves it once more could get a target
             raise UserError(f"This run holds {text}, which is computed only later: it may run code, so it is refused")
+    trusted = [name for name in os.environ.get("GANFORGE_TRUST", "").split(",") if name]
     for node in _with_targets(values):
-        _check_target(str(node["_target_"]), node)
+        if not _within(target := str(node["_target_"]), trusted):
+            _check_target(target, node)
     return cast(DictConfig, OmegaConf.create(values))
 
 
 def _check_target(target: str, node: Mapping[str, Any]) -> None:
     """Raise UserError where a node of a record makes something that is not on the list."""
-    if _within(target, [name for name in os.environ.get("GANFORGE_TRUST", "").split(",") if name]):
-        return
     if not _within(target, PACKAGES):
         package = target.partition(".")[0]
-        advice = f". If it is yours, and you trust the run folder, set GANFORGE_TRUST={package} in the environment"
-        raise UserError(
-            f"This run makes {target}, which is not of {', '.join(PACKAGES)}{'' if package in FOREIGN else advice}"
-        )
+        problem = f"This run makes {target}, which is not of {', '.join(PACKAGES)}"
+        raise UserError(problem) if package in FOREIGN else Untrusted(f"{problem}. If it is yours", package)
     try:
         cls = get_class(target)
     except Exception as error:
@@ -88,10 +108,7 @@ def _check_target(target: str, node: Mapping[str, Any]) -> None:
     elif issubclass(cls, LOGGERS) and not _stays_inside(node):
         harm = f"has other settings than {', '.join((*PLACES, *SETTINGS))}, or writes outside of the run folder"
     if harm:
-        raise UserError(
-            f"This run makes {target}, which {harm}. If you trust the run folder, set GANFORGE_TRUST={target} in the "
-            "environment"
-        )
+        raise Untrusted(f"This run makes {target}, which {harm}. If that is meant", target)
 
 
 def _stays_inside(logger: Mapping[str, Any]) -> bool:

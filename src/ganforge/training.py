@@ -28,7 +28,7 @@ from ganforge.overrides import key_of
 from ganforge.record import add_resumed, read_overrides, read_resumed
 from ganforge.run_folder import describe, drop_after, finish_message, stop_message, was_stopped_at_once
 from ganforge.sweep_record import gone_on_with
-from ganforge.targets import checked
+from ganforge.targets import checked, trust_needed
 from ganforge.trainers import callback_of, is_done
 from ganforge.trust import check_caches
 
@@ -124,12 +124,12 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
     for profile in folder.glob("fit-profile*.txt"):
         log.info("The whole profile is in %s\n" + _beginning(profile).replace("%", "%%"), profile)
     if stopping.interrupted:
-        log.info(stop_message(folder, step))
+        log.info(stop_message(folder, step, trust_needed(config)))
         return 128 + stopping.interrupted
     outcome = f"Finished {step} steps."
     if health is not None and health.verdict == "stop":
         outcome = collapsed_at(step, health.rewinds)
-    log.info(finish_message(outcome, folder, step, model.from_images))
+    log.info(finish_message(outcome, folder, step, model.from_images, trust_needed(config)))
     return 0
 
 
