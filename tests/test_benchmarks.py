@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, slow
 
 from ganforge import __version__
 from ganforge.run_folder import PACKAGES, versions
@@ -23,10 +23,10 @@ from gpu_trace import busy, per_step
     ("part", "cases"),
     [
         ("right", "32-true: gan"),
-        ("right", "bit for bit: gan"),
-        ("right", "TF32 off: digits"),
-        ("fast", "gan (MLP)"),
-        ("evaluation", "samples per second: dcgan, 28"),
+        slow("right", "bit for bit: gan"),
+        slow("right", "TF32 off: digits"),
+        slow("fast", "gan (MLP)"),
+        slow("evaluation", "samples per second: dcgan, 28"),
     ],
 )
 def test_every_part_runs_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, cases: str) -> None:

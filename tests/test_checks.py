@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import QUICK, ROOT, TINY_POINTS, composed, fitted
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from ganforge.callbacks import Samples
@@ -13,6 +14,7 @@ from ganforge.errors import UserError, explanation
 from ganforge.evaluation import evaluate
 from ganforge.experiment import build
 from ganforge.losses import Loss
+from ganforge.trainer_options import check_trainer
 
 
 class Baseless:
@@ -58,8 +60,8 @@ MISTAKES = {
     **{f"~{part}": f"{part} is missing: {part}=" for part in ("schedule", "metrics", "extractor")},
     "~callbacks": "callbacks is missing: ~callbacks.samples leaves out",
     "~logger": "logger is missing: ~logger.tensorboard leaves out",
-    "+logger.csv._target_=lightning.pytorch.loggers.CSVLogger": "logger.csv is no logger.*+logger.csv._partial_=true",
-    "+logger.csv=3": "logger.csv is no logger",
+    "+logger.csv._target_=lightning.pytorch.loggers.CSVLogger": "logger.csv needs a .*+logger.csv._partial_=true",
+    "+logger.csv=3": "logger.csv needs a _target_",
     "trainer.strategy=ddp_spawn": "trainer.strategy=ddp_spawn: must be auto",
     "trainer.strategy=nonsense": "trainer.strategy=nonsense: must be auto",
     "trainer.precision=16-mixed": "need trainer.precision=bf16-mixed",
@@ -69,16 +71,29 @@ MISTAKES = {
     "data.num_samples=1000000000": "data.num_samples=1000000000: must be a whole number from 1 to 10,000,000",
     "callbacks.samples.count=100000000": "callbacks.samples.count=100000000: must be from 1 to 10,000",
     "callbacks.evaluation.standing_statistics=maybe": "standing_statistics=maybe: must be true or false",
-    "+trainer.fast_dev_run=true": "trainer.fast_dev_run: trainer.max_steps=<n> evaluate_every=null",
-    "+trainer.overfit_batches=2": "trainer.overfit_batches: .*trainer.max_steps=",
-    "+trainer.limit_train_batches=2": "trainer.limit_train_batches: .*trainer.max_steps=",
-    "+trainer.limit_val_batches=2": "trainer.limit_val_batches: data.num_samples=",
-    "+trainer.gradient_clip_val=1": "trainer.gradient_clip_val: model.gradient_clip=",
-    "+trainer.gradient_clip_algorithm=value": "trainer.gradient_clip_algorithm: model.gradient_clip=",
-    "+trainer.accumulate_grad_batches=2": "trainer.accumulate_grad_batches: .*data.batch_size=",
-    "+trainer.default_root_dir=x": "trainer.default_root_dir: hydra.run.dir=",
-    "+trainer.enable_checkpointing=false": "trainer.enable_checkpointing: ~callbacks.checkpoints",
 }
+
+
+LIGHTNINGS = {
+    "fast_dev_run=true": "trainer.fast_dev_run: trainer.max_steps=<n> evaluate_every=null",
+    "overfit_batches=2": "trainer.overfit_batches: .*trainer.max_steps=",
+    "limit_train_batches=2": "trainer.limit_train_batches: .*trainer.max_steps=",
+    "limit_val_batches=2": "trainer.limit_val_batches: data.num_samples=",
+    "gradient_clip_val=1": "trainer.gradient_clip_val: model.gradient_clip=",
+    "gradient_clip_algorithm=value": "trainer.gradient_clip_algorithm: model.gradient_clip=",
+    "accumulate_grad_batches=2": "trainer.accumulate_grad_batches: .*data.batch_size=",
+    "default_root_dir=x": "trainer.default_root_dir: hydra.run.dir=",
+    "enable_checkpointing=false": "trainer.enable_checkpointing: ~callbacks.checkpoints",
+}
+
+
+@pytest.mark.parametrize("option", LIGHTNINGS)
+def test_options_of_lightnings_trainer_are_answered(option: str) -> None:
+    key, _, value = option.partition("=")
+    trainer = OmegaConf.create({"precision": "32-true", "strategy": "auto"})
+    check_trainer(trainer)
+    with pytest.raises(UserError, match=LIGHTNINGS[option]):
+        check_trainer(OmegaConf.merge(trainer, {key: value}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK, TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, equal, fitted, tiny
+from conftest import QUICK, TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, equal, fitted, slow, tiny
 from lightning.pytorch import Callback
 from test_resume import scalars
 from torch import nn
@@ -278,7 +278,7 @@ class Norms(Callback):
         self.norms.append(nn.utils.get_total_norm(gradients).item())
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [p if p in ("32-true", "bf16-mixed") else slow(p) for p in PRECISIONS])
 @pytest.mark.parametrize("clip", ["null", "0.5"])
 def test_every_precision_clips_penalises_and_averages(tmp_path: Path, precision: str, clip: str) -> None:
     options = [f"trainer.precision={precision}", "regularizer=[r1,r2,gradient_penalty]", f"model.gradient_clip={clip}"]

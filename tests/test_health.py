@@ -255,7 +255,7 @@ def test_a_rewind_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         health = Health()
         health.rewinds = rewinds
         health.on_train_start(trainer, SimpleNamespace(games=[]))
-    assert [message.partition(", on with")[0] for message in caplog.messages] == [
+    assert [message.partition(", continuing")[0] for message in caplog.messages] == [
         "step 20: went back from step 60",
         "step 20: went back from step 50",
     ]

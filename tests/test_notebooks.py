@@ -5,13 +5,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT, save_picture
+from conftest import ROOT, save_picture, slow
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [slow(path) if "comparing" in path.stem else path for path in NOTEBOOKS],  # which trains more than the others
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(path: Path, fake_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GANFORGE_NOTEBOOK_STEPS", "200" if "two_dimensions" in path.stem else "2")
     monkeypatch.setenv("GANFORGE_NOTEBOOK_SEEDS", "0,1")

@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_lightning_names_both_versions(good: dict[str, A
 
 def test_no_optimizer_begins_anew_unnoticed(good: dict[str, Any], tmp_path: Path) -> None:
     torch.save(changed(good, "optimizer_states", []), tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match="states of 0 optimizers, not of 2"):
+    with pytest.raises(UserError, match="state of 0 optimizers, but this model has 2"):
         fitted(tmp_path, *LINEAR, "trainer.max_steps=3", checkpoint=tmp_path / "last.ckpt")
 
 
