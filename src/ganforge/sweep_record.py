@@ -17,6 +17,15 @@ from ganforge.record import read_overrides, read_record
 from ganforge.sweeps import RECORD, SEARCH, is_search, swept_keys
 from ganforge.trust import check_folder, read_yaml
 
+MAX_JOBS = 10_000
+
+NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
+"""How a journal of SQLite ends that names another one."""
+
+OWN = ("hydra.sweeper.storage", "hydra/sweeper/sampler", "hydra.sweep.subdir")
+"""Choices that a search or the names of jobs depend on, and that may run code or lead elsewhere: some storages and
+samplers unpickle what they read."""
+
 
 def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
     """The arguments of a sweep that was begun in a folder: as recorded there, and what is given now on top.
@@ -107,16 +116,6 @@ def _jobs(override: str) -> int:
 
 def _is_list_of_texts(part: Any) -> bool:
     return isinstance(part, list) and all(isinstance(override, str) for override in part)
-
-
-MAX_JOBS = 10_000
-
-NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
-"""How a journal of SQLite ends that names another one."""
-
-OWN = ("hydra.sweeper.storage", "hydra/sweeper/sampler", "hydra.sweep.subdir")
-"""Choices that a search or the names of jobs depend on, and that may run code or lead elsewhere: some storages and
-samplers unpickle what they read."""
 
 
 def _is_harmless(override: str) -> bool:
