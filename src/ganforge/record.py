@@ -52,8 +52,7 @@ def read_record(folder: Path, given: Sequence[str] = ()) -> DictConfig:
 def _resumed_with(folder: Path, record: DictConfig, given: Collection[str]) -> list[Override]:
     """What a run was resumed with, the latest of each key. Raises UserError where it is more than plain values: a
     stranger may have written it."""
-    latest = {key_of(argument): argument for _, arguments in read_resumed(folder) for argument in arguments}
-    kept = [argument for key, argument in latest.items() if key not in given]
+    kept = [argument for key, argument in latest_resumed(folder).items() if key not in given]
     for argument in kept:
         if "." not in key_of(argument) and isinstance(record.get(key_of(argument)), DictConfig):
             raise UserError(f"{folder} was resumed with {argument}, which no resuming takes: a section is settled")
@@ -84,6 +83,11 @@ def read_resumed(folder: Path) -> list[tuple[int, list[str]]]:
     """From which steps a run was resumed with other settings, and with which, in the order of the commands."""
     entries = read_table(folder / "environment.json", ENVIRONMENT).get("resumed", [])
     return [(entry["step"], entry["overrides"]) for entry in entries]
+
+
+def latest_resumed(folder: Path) -> dict[str, str]:
+    """By key, the latest override that a run was resumed with."""
+    return {key_of(argument): argument for _, arguments in read_resumed(folder) for argument in arguments}
 
 
 def add_resumed(folder: Path, step: int, overrides: list[str]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from ganforge.checks import check_count, check_seed
+from ganforge.checks import check_count, check_flag, check_seed
 from ganforge.data.base import to_uint8, to_unit_range
 from ganforge.data.images import open_image, upright
 from ganforge.data.sources import open_source
@@ -63,8 +63,7 @@ def check_request(model: GAN, config: DictConfig) -> None:
     if not config.output:
         raise UserError("output= has to name a folder")
     for option in ("interpolate", "separate"):
-        if not isinstance(config[option], bool):
-            raise UserError(f"{option}={config[option]}: must be true or false")
+        check_flag(option, config[option])
     if config.format not in ("png", "npz"):
         raise UserError(f"format={config.format}: must be png or npz, of separate=true")
     if config.format == "npz" and not config.separate:

@@ -25,7 +25,7 @@ from ganforge.experiment import build
 from ganforge.files import has_checkpoint, remove_parts
 from ganforge.loggers import continue_csv
 from ganforge.overrides import key_of
-from ganforge.record import add_resumed, read_overrides, read_resumed
+from ganforge.record import add_resumed, latest_resumed, read_overrides
 from ganforge.run_folder import describe, drop_after, finish_message, stop_message, was_stopped_at_once
 from ganforge.sweep_record import gone_on_with
 from ganforge.targets import checked, trust_needed
@@ -175,8 +175,7 @@ def _overrides() -> list[str]:
 def _note_settings(folder: Path, step: int) -> list[str]:
     """Write down what is given for a run that goes on after a step, where it is neither in its record nor was given
     before, and return it."""
-    latest = {key_of(override): override for _, overrides in read_resumed(folder) for override in overrides}
-    known = {key_of(override): override for override in read_overrides(folder)} | latest
+    known = {key_of(override): override for override in read_overrides(folder)} | latest_resumed(folder)
     given = [each for each in _overrides() if known.get(key_of(each)) != each and key_of(each) not in OF_RESUMING]
     if given:
         add_resumed(folder, step, given)
