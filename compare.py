@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from ganforge.cli import entry_point
+from ganforge.cli.entry_point import entry_point
 
 
 @entry_point("compare")
 def main(config: DictConfig) -> None:
-    from ganforge.comparison.comparing import compare
+    from ganforge.commands.compare import compare
 
     compare(config)
 

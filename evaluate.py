@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from ganforge.cli import entry_point
+from ganforge.cli.entry_point import entry_point
 
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> None:
-    from ganforge.evaluation import evaluate
+    from ganforge.commands.evaluate import evaluate
 
     evaluate(config)
 

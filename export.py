@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from ganforge.cli import entry_point
+from ganforge.cli.entry_point import entry_point
 
 
 @entry_point("export")
 def main(config: DictConfig) -> None:
-    from ganforge.export.exporting import export
+    from ganforge.commands.export import export
 
     export(config)
 

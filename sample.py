@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from ganforge.cli import entry_point
+from ganforge.cli.entry_point import entry_point
 
 
 @entry_point("sample")
 def main(config: DictConfig) -> None:
-    from ganforge.sampling import sample
+    from ganforge.commands.sample import sample
 
     sample(config)
 

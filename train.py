@@ -5,12 +5,12 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ganforge.cli import entry_point
+from ganforge.cli.entry_point import entry_point
 
 
 @entry_point("train")
 def main(config: DictConfig) -> int:
-    from ganforge.training import train
+    from ganforge.commands.train import train
 
     return train(config, Path(HydraConfig.get().runtime.output_dir))
 

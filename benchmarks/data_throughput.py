@@ -23,10 +23,10 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from ganforge.cli.resolvers import register_resolvers
 from ganforge.data.base import Steps
 from ganforge.data.celeba import CelebA
-from ganforge.experiment import build
-from ganforge.resolvers import register_resolvers
+from ganforge.experiment.build import build
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOWS = 12

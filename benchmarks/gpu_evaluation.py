@@ -14,8 +14,8 @@ from gpu_setup import WIDTHS, Setting, configured, fit, ready
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ganforge.experiment import build, make_trainer
-from ganforge.metrics.evaluation import Evaluation
+from ganforge.experiment.build import build, make_trainer
+from ganforge.metrics.callback import Evaluation
 from ganforge.metrics.extractors import Digits, Extractor, Inception, frozen
 from ganforge.metrics.statistics import Collector
 from ganforge.randomness import CHUNK
@@ -64,7 +64,7 @@ def _samples(overrides: list[str], setting: Setting) -> dict[str, Any]:
     found = {"sample_all": rate(setting, lambda: model.sample_all(latents), 16 * CHUNK)}
     for batch in (CHUNK, 16 * CHUNK):
         given = latents[:batch].to(setting.device)
-        found[f"network alone, {batch} at once"] = rate(setting, partial(model.sampler.eval(), given), batch)
+        found[f"network alone, {batch} at once"] = rate(setting, partial(model.sampling_generator.eval(), given), batch)
     return found
 
 
@@ -121,7 +121,7 @@ def _validation(setting: Setting) -> dict[str, Any]:
     seconds = {}
     for name in ("reals to be measured", "reals known"):
         evaluation = Evaluation(instantiate(config.metrics, _convert_="all"), cache_dir=cache)
-        evaluation.attach(experiment.data)
+        evaluation.setup_metrics(experiment.data)
         options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         config.trainer.sync_batchnorm = False
         trainer = make_trainer(config.trainer, setting.folder, [evaluation], **options)

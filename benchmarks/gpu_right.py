@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ganforge.data.base import Batch
-from ganforge.experiment import make_trainer, settle
-from ganforge.metrics.evaluation import Evaluation
+from ganforge.experiment.build import make_trainer, resolve_config
+from ganforge.metrics.callback import Evaluation
 from ganforge.metrics.extractors import EfficientNetLite0, frozen
 from ganforge.metrics.pairs import PSNR, SSIM
 from ganforge.randomness import chunk_rows
@@ -191,7 +191,7 @@ class Given(LightningModule):
 def measured(setting: Setting, count: int) -> dict[str, float]:
     """All metrics of images, of digits that noise was added to, on a device."""
     config = configured(setting, ["model=cgan", f"data.num_samples={count}"], 1)
-    settle(config, "data", "model", "trainer", "callbacks", "logger")
+    resolve_config(config, "data", "model", "trainer", "callbacks", "logger")
     data = instantiate(config.data, _convert_="all")
     data.prepare_data()
     data.setup()
@@ -200,7 +200,7 @@ def measured(setting: Setting, count: int) -> dict[str, float]:
         reference="test",
         cache_dir=str(setting.new_folder("statistics")),
     )
-    evaluation.attach(data)
+    evaluation.setup_metrics(data)
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = make_trainer(config.trainer, setting.folder, [evaluation], **options)
     noise = torch.randint(0, 76, (count, 1, 28, 28), generator=torch.Generator().manual_seed(0))

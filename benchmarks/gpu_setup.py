@@ -14,9 +14,9 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from PIL import Image
 
+from ganforge.cli.resolvers import register_resolvers
 from ganforge.data.mnist_sources import FILES, _idx
-from ganforge.experiment import Experiment, build
-from ganforge.resolvers import register_resolvers
+from ganforge.experiment.build import Experiment, build
 
 ROOT = Path(__file__).resolve().parent.parent
 NEVER = 10**6

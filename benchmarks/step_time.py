@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ganforge.experiment import build
-from ganforge.resolvers import register_resolvers
+from ganforge.cli.resolvers import register_resolvers
+from ganforge.experiment.build import build
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = {"dcgan": 16, "mlp": 32}

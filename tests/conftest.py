@@ -18,9 +18,10 @@ from hydra import compose, initialize_config_dir
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from ganforge.experiment import Experiment, build
-from ganforge.resolvers import register_resolvers
+from ganforge.cli.resolvers import register_resolvers
+from ganforge.experiment.build import Experiment, build
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,6 +70,17 @@ def recorded(folder: Path, *overrides: str) -> Path:
     OmegaConf.save(composed(*QUICK, *overrides), folder / ".hydra" / "config.yaml")
     fitted(folder, *overrides)
     return folder
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar as it stands in the files, repeated steps included."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tensor.float_val and not value.tag.startswith("time/"):
+                    found.setdefault(value.tag, []).append((event.step, value.tensor.float_val[0]))
+    return found
 
 
 def run(

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, slow
 
 from ganforge import __version__
-from ganforge.run_folder import PACKAGES, versions
+from ganforge.runs.folder import PACKAGES, versions
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -93,5 +93,5 @@ def test_the_profile_of_a_step() -> None:
 def test_versions_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert versions()["ganforge"] == __version__
     assert torch.__version__.startswith(versions()["torch"] or "nothing")
-    monkeypatch.setattr("ganforge.run_folder.PACKAGES", (*PACKAGES, "not-installed"))
+    monkeypatch.setattr("ganforge.runs.folder.PACKAGES", (*PACKAGES, "not-installed"))
     assert versions()["not-installed"] is None

@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torchvision.models.vgg import make_layers
 
-from ganforge.errors import UserError
-from ganforge.experiment import build
-from ganforge.targets import checked
+from ganforge.experiment.build import build
+from ganforge.experiment.trust import validate_untrusted
+from ganforge.runtime.errors import UserError
 
 CONF = ROOT / "conf"
 
@@ -55,7 +55,7 @@ def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, opti
         extra += [f"content.weights={tmp_path / 'vgg.pth'}", "content.layers=5"]
     group = {"optimizer": "optimizer@model.discriminator_optimizer"}.get(group, group)
     config = composed(*extra[:1], f"{group}={option}", *extra[1:])
-    checked(config)  # or such a run could not be resumed
+    validate_untrusted(config)  # or such a run could not be resumed
     assert not OmegaConf.missing_keys(config)
     build(config, tmp_path)
     if group == "schedule" and config.schedule:

@@ -14,14 +14,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import ganforge
-from ganforge.comparison.comparing import compare
-from ganforge.errors import UserError
-from ganforge.experiment import load_data, load_run
-from ganforge.export.exporting import export
-from ganforge.record import read_record
-from ganforge.run_folder import finish_message
-from ganforge.targets import checked, trust_needed
-from ganforge.training import train
+from ganforge.commands.compare import compare
+from ganforge.commands.export import export
+from ganforge.commands.train import finish_message, train
+from ganforge.experiment.build import load_data, load_run
+from ganforge.experiment.trust import trust_prefix, validate_untrusted
+from ganforge.runs.record import read_record
+from ganforge.runtime.errors import UserError
 
 CALL = "{_target_: torch.utils.collect_env.run, command: touch planted}"
 PAYLOADS: dict[str, Any] = {
@@ -29,8 +28,8 @@ PAYLOADS: dict[str, Any] = {
     "subprocess.Popen": {"_target_": "subprocess.Popen", "args": ["touch", "planted"]},
     "torch.utils.collect_env.run": OmegaConf.to_container(OmegaConf.create(CALL)),
     "torch.hub.load": {"_target_": "torch.hub.load", "repo_or_dir": "somebody/planted", "model": "planted"},
-    "ganforge.run_folder.subprocess.Popen": {
-        "_target_": "ganforge.run_folder.subprocess.Popen",
+    "ganforge.runs.folder.subprocess.Popen": {
+        "_target_": "ganforge.runs.folder.subprocess.Popen",
         "args": ["touch", "planted"],
     },
     "computed only later": "\\${oc.create:" + CALL + "}",
@@ -179,8 +178,8 @@ def test_records_that_are_none_are_refused(folder: Path, content: str) -> None:
         "torch.load",
         "torch.nn.functional.relu",
         "torch.nn.init.normal_",
-        "ganforge.run_folder._git",
-        "ganforge.errors.UserError",
+        "ganforge.runs.folder._git",
+        "ganforge.runtime.errors.UserError",
         "ganforge.metrics.extractors.torch.distributed.nn.RemoteModule",
         "ganforge.no_such_thing",
         "torch.nnx.Linear",
@@ -188,26 +187,26 @@ def test_records_that_are_none_are_refused(folder: Path, content: str) -> None:
 )
 def test_only_classes_of_known_kinds_are_made(target: str) -> None:
     with pytest.raises(UserError, match=target.replace(".", r"\.")):
-        checked(OmegaConf.create({"model": {"deep": [{"_target_": target}]}}))
+        validate_untrusted(OmegaConf.create({"model": {"deep": [{"_target_": target}]}}))
 
 
 def test_every_config_of_ours_passes() -> None:
     config = composed("regularizer=[r1,r2,gradient_penalty]", "schedule=cosine")
-    assert checked(config) == OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    assert validate_untrusted(config) == OmegaConf.create(OmegaConf.to_container(config, resolve=True))
 
 
 def test_own_packages_are_admitted_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     config = OmegaConf.create({"model": {"_target_": "my_lab.networks.Generator"}})
     with pytest.raises(UserError, match="GANFORGE_TRUST=my_lab"):
-        checked(config)
+        validate_untrusted(config)
     with pytest.raises(UserError, match=r"os\.system") as error:
-        checked(OmegaConf.create({"model": {"_target_": "os.system"}}))
+        validate_untrusted(OmegaConf.create({"model": {"_target_": "os.system"}}))
     assert "GANFORGE_TRUST" not in str(error.value), "nobody should follow that"
     needed = "GANFORGE_TRUST=my_lab,ganforge.metrics.extractors.File "
     assert (
-        trust_needed(OmegaConf.merge(config, {"extractor": {"_target_": "ganforge.metrics.extractors.File"}})) == needed
+        trust_prefix(OmegaConf.merge(config, {"extractor": {"_target_": "ganforge.metrics.extractors.File"}})) == needed
     )
     assert needed in finish_message("Finished.", Path("run"), 1, from_images=False, trust=needed)
-    assert trust_needed(composed("model=gan", "data=ring")) == ""
+    assert trust_prefix(composed("model=gan", "data=ring")) == ""
     monkeypatch.setenv("GANFORGE_TRUST", "my_lab")
-    checked(config)
+    validate_untrusted(config)

@@ -11,8 +11,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from ganforge.downloads import weights_file
-from ganforge.errors import UserError
+from ganforge.runtime.downloads import weights_file
+from ganforge.runtime.errors import UserError
 
 
 class Content:

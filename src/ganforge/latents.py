@@ -67,11 +67,11 @@ class Levels(Latent):
         return coarsest, *(noise[:1].expand(len(coarsest), *noise.shape[1:]) for noise in finer)
 
 
-def joined(latents: list[Any]) -> Any:
+def cat_latents(latents: list[Any]) -> Any:
     """Draws of a latent as one."""
     return tuple(map(torch.cat, zip(*latents, strict=True))) if isinstance(latents[0], tuple) else torch.cat(latents)
 
 
-def picked(latent: Any, rows: Tensor) -> Any:
+def index_latents(latent: Any, rows: Tensor) -> Any:
     """Rows of a latent."""
     return tuple(level[rows] for level in latent) if isinstance(latent, tuple) else latent[rows]

@@ -12,8 +12,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from ganforge.data.base import to_uint8
-from ganforge.downloads import first_line
-from ganforge.files import write_whole
+from ganforge.runtime.downloads import first_line
+from ganforge.runtime.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def save_picture(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = BytesIO()
     image.save(buffer, format="PNG")
-    write_whole(path, buffer.getbuffer())
+    write_atomic(path, buffer.getbuffer())
 
 
 def animate(pictures: list[Path], path: Path) -> None:

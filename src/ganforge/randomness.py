@@ -105,14 +105,14 @@ def sample_chunk(draw: Draw, seed: int, chunk: int, stream: Stream = Stream.SAMP
     return draw(CHUNK, generator(seed, stream, chunk))
 
 
-def dealt(count: int, rank: int, world_size: int) -> range:
+def rank_indices(count: int, rank: int, world_size: int) -> range:
     """What a rank gets of `count` things in turn: as many as every other, so the last may be one that is not there."""
     return range(rank, ceil(count / world_size) * world_size, world_size)
 
 
 def chunks_of(count: int, rank: int, world_size: int) -> range:
     """The chunks of `count` samples that a rank gets. One that lies beyond the samples is not to be counted."""
-    return dealt(ceil(count / CHUNK), rank, world_size)
+    return rank_indices(ceil(count / CHUNK), rank, world_size)
 
 
 def chunk_rows(chunk: int, count: int) -> Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hydra.errors import CompactHydraException
 
-from ganforge.errors import UserError
-from ganforge.overrides import key_of
+from ganforge.runtime.errors import UserError
+from ganforge.runtime.overrides import key_of
 
 log = logging.getLogger(__name__)
 
@@ -16,14 +16,14 @@ with suppress(ImportError):  # then there is no search
     from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 
     class Search(OptunaSweeper):
-        """`hydra/sweeper=optuna`, as ganforge completes it (see `ganforge.sweeps.SEARCH`).
+        """`hydra/sweeper=optuna`, as ganforge completes it (see `ganforge.sweeps.sweep.SEARCH`).
 
         A search that goes on leaves the trials that its storage knows alone and numbers its jobs after them; Hydra's
         would run all `n_trials` again. The trials that were killed are tried again with their values, in their folders.
         """
 
         def sweep(self, arguments: list[str]) -> None:
-            from ganforge.sweeps import swept_keys
+            from ganforge.sweeps.sweep import swept_keys
 
             search = self.sweeper
             keys = swept_keys(arguments) | set(search.search_space or {}) | set(search.params or {})
@@ -44,7 +44,7 @@ with suppress(ImportError):  # then there is no search
         def _settle(self, keys: set[str]) -> None:
             import optuna
 
-            from ganforge.sweep_record import check_trials
+            from ganforge.sweeps.resume import check_trials
 
             state, search = optuna.trial.TrialState, self.sweeper
             if getattr(search.sampler, "func", None) is optuna.samplers.GridSampler:

@@ -5,6 +5,6 @@ from ganforge.callbacks.health import Health
 from ganforge.callbacks.progress import Progress
 from ganforge.callbacks.pruning import Pruning
 from ganforge.callbacks.samples import Samples
-from ganforge.callbacks.stopping import Stopping
+from ganforge.callbacks.shutdown import GracefulShutdown
 
-__all__ = ["Checkpoints", "Health", "Progress", "Pruning", "Samples", "Stopping"]
+__all__ = ["Checkpoints", "GracefulShutdown", "Health", "Progress", "Pruning", "Samples"]

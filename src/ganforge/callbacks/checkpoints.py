@@ -14,13 +14,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from ganforge.callbacks.health import HEALTHY, Health, state_in
-from ganforge.callbacks.stopping import Diverged
-from ganforge.devices import rank
-from ganforge.errors import Damaged, UserError
-from ganforge.files import is_intact, write_whole
-from ganforge.metrics.evaluation import Evaluation
-from ganforge.schemas import CHECKPOINT, VERSION, fault
-from ganforge.trainers import callback_of
+from ganforge.callbacks.shutdown import Diverged
+from ganforge.metrics.callback import Evaluation
+from ganforge.runs.schemas import CHECKPOINT, VERSION, fault
+from ganforge.runtime.devices import rank
+from ganforge.runtime.errors import Damaged, UserError
+from ganforge.runtime.files import is_intact, write_atomic
+from ganforge.runtime.trainers import callback_of
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         content = BytesIO()  # torch.save hides a full disk behind an error of its own
         torch.save(checkpoint, content)
-        write_whole(path, content.getbuffer())
+        write_atomic(path, content.getbuffer())
 
 
 class Checkpoints(Checkpoint):
@@ -93,7 +93,7 @@ class Checkpoints(Checkpoint):
         folder = Path(trainer.default_root_dir, "checkpoints")
         trainer.save_checkpoint(folder / "next.ckpt")
         health = callback_of(trainer, Health)
-        is_proven = health is not None and health.on_collapse == "rewind" and health.is_well
+        is_proven = health is not None and health.on_collapse == "rewind" and health.is_healthy
         if trainer.is_global_zero:
             if (folder / "last.ckpt").exists():
                 (folder / "last.ckpt").replace(folder / "previous.ckpt")

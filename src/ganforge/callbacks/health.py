@@ -10,11 +10,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from ganforge.callbacks.signs import EVALUATED, MEMORY, SIGNS, WATCHED, Watched
-from ganforge.callbacks.stopping import Diverged, end_here
-from ganforge.metrics.evaluation import Evaluation
+from ganforge.callbacks.health_signs import EVALUATED, MEMORY, SIGNS, WATCHED, SignTracker
+from ganforge.callbacks.shutdown import Diverged, end_here
+from ganforge.metrics.callback import Evaluation
 from ganforge.metrics.scores import read_scores, write_health
-from ganforge.trainers import callback_of
+from ganforge.runtime.trainers import callback_of
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Health(Callback):
         """Why training was ended: stop or rewind, or nothing."""
         self.can_rewind = False
         """Whether there is a checkpoint to rewind to; where this option came with resuming, not before the next one."""
-        self._watched: dict[str, Watched] = {}
+        self._watched: dict[str, SignTracker] = {}
         self._norms: dict[str, float] = {}  # of the weights, at the beginning
 
     @property
@@ -58,7 +58,7 @@ class Health(Callback):
         return Health.__name__  # of subclasses as well, for those who read checkpoints
 
     @property
-    def is_well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether nothing looks like a collapse, not even for a moment."""
         return not any(sign.is_collapse and sign.name in w.shown for w in self._watched.values() for sign in SIGNS)
 
@@ -105,7 +105,7 @@ class Health(Callback):
             self._judge(trainer, EVALUATION, values, 1.0)
 
     def _judge(self, trainer: Trainer, name: str, values: Mapping[str, float], memory: float) -> None:
-        watched = self._watched.setdefault(name, Watched(memory))
+        watched = self._watched.setdefault(name, SignTracker(memory))
         watched.see(values)
         step, prefix = trainer.global_step, "" if name in (GAME, EVALUATION) else f"{name}: "
         begun, over = watched.judge(step, self.patience)
@@ -159,7 +159,7 @@ class Health(Callback):
         self.noticed = [dict(entry) for entry in state_dict["noticed"]]
         self.rewinds = [dict(entry) for entry in state_dict["rewinds"]]
         self._norms = dict(state_dict["norms"])
-        self._watched = {name: Watched.of(state) for name, state in state_dict["watched"].items()}
+        self._watched = {name: SignTracker.of(state) for name, state in state_dict["watched"].items()}
 
 
 def collapsed_at(step: int, rewinds: Sequence[Any]) -> str:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
-from ganforge.trainers import steps_of
+from ganforge.runtime.trainers import steps_of
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from ganforge.callbacks.stopping import end_here
-from ganforge.errors import UserError
-from ganforge.metrics.evaluation import Evaluation
+from ganforge.callbacks.shutdown import end_here
+from ganforge.metrics.callback import Evaluation
 from ganforge.metrics.scores import Better, objective
-from ganforge.sweeps import direction_of
-from ganforge.trainers import callback_of
+from ganforge.runtime.errors import UserError
+from ganforge.runtime.trainers import callback_of
+from ganforge.sweeps.sweep import direction_of
 
 log = logging.getLogger(__name__)
 

@@ -19,16 +19,16 @@ from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
 from ganforge.callbacks.health import state_in
 from ganforge.callbacks.pruning import Pruning
 from ganforge.comparison.tables import plain
-from ganforge.errors import Damaged, UserError
-from ganforge.files import has_checkpoint, read_text
-from ganforge.jobs import ERROR
+from ganforge.experiment.trust import validate_untrusted
 from ganforge.metrics.scores import better_of
-from ganforge.overrides import key_of
-from ganforge.record import read_overrides, read_record
-from ganforge.run_folder import settings
-from ganforge.schemas import METRICS, read_table
-from ganforge.targets import checked
-from ganforge.trainers import is_done
+from ganforge.runs.folder import settings
+from ganforge.runs.record import read_overrides, read_record
+from ganforge.runs.schemas import METRICS, read_table
+from ganforge.runtime.errors import Damaged, UserError
+from ganforge.runtime.files import has_checkpoint, read_text
+from ganforge.runtime.overrides import key_of
+from ganforge.runtime.trainers import is_done
+from ganforge.sweeps.job import ERROR
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _read(folder: Path, name: str) -> Run:
 
 def _check(record: DictConfig, failed: bool) -> None:
     try:
-        checked(record)
+        validate_untrusted(record)
     except OmegaConfBaseException:
         if not failed:
             raise  # else it may have been for just that

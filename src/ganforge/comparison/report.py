@@ -17,11 +17,11 @@ from PIL import Image
 
 from ganforge.comparison.records import Curve, Run, is_file
 from ganforge.comparison.tables import Column, parts, plain
-from ganforge.errors import explanation
-from ganforge.experiment import load_data, load_run
+from ganforge.experiment.build import load_data, load_run
+from ganforge.export.interface import conditions_of
 from ganforge.models.gan import GAN
 from ganforge.pictures import picture
-from ganforge.sampling import conditions_of
+from ganforge.runtime.errors import explanation
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def samples(run: Run, config: DictConfig) -> str:
 
 def _drawn(record: DictConfig, model: GAN, config: DictConfig) -> Image.Image:
     conditions = conditions_of(model, record, None)
-    drawn, columns = model.sheet(config.num_samples, config.seed, conditions)
+    drawn, columns = model.sample_grid(config.num_samples, config.seed, conditions)
     real = None
     if drawn.ndim == 2:
         data = load_data(record)

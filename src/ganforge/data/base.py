@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ganforge.data.conditions import of_classes
-from ganforge.errors import UserError
 from ganforge.randomness import RankDraws, Share, Stream, chunks_of, generator
+from ganforge.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

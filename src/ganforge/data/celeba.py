@@ -11,9 +11,10 @@ from torch import Tensor
 from ganforge.data.conditions import of_attributes
 from ganforge.data.images import Images, Listing
 from ganforge.data.sources import Source, open_source
-from ganforge.downloads import first_line, time_limit
-from ganforge.errors import UserError, printable
 from ganforge.randomness import Stream, generator
+from ganforge.runtime.downloads import first_line, time_limit
+from ganforge.runtime.errors import UserError
+from ganforge.runtime.text import printable
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ganforge.data.sources import hidden, open_source
-from ganforge.errors import UserError, is_printable, printable
-from ganforge.files import write_whole
+from ganforge.runtime.errors import UserError
+from ganforge.runtime.files import write_atomic
+from ganforge.runtime.text import is_printable, printable
 
 
 def class_folders(root: Path) -> tuple[str, list[str]]:
@@ -49,13 +50,13 @@ def classes_of(names: Sequence[str], prefix: str, classes: Sequence[str], root: 
     return [number[folder] for folder in folders]
 
 
-def keep_classes(data: Any, run: Path) -> None:
+def save_classes(data: Any, run: Path) -> None:
     """Write the names of the classes into a run's record as its training begins, for whoever has not the data."""
     path = run / ".hydra" / "config.yaml"
     if data.classes and path.is_file():
         record = OmegaConf.load(path)
         record.data.num_classes, record.data.classes = data.num_classes, list(data.classes)
-        write_whole(path, OmegaConf.to_yaml(record).encode())
+        write_atomic(path, OmegaConf.to_yaml(record).encode())
 
 
 def _in_folder(root: Path, prefix: str) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ganforge.errors import UserError
-from ganforge.names import listed
+from ganforge.runtime.errors import UserError
+from ganforge.runtime.text import join_names
 
 
 def of_classes(labels: Sequence[Any] | None, classes: int, names: Sequence[str] = ()) -> Tensor:
@@ -19,7 +19,7 @@ def of_classes(labels: Sequence[Any] | None, classes: int, names: Sequence[str] 
     counts = not any(name.isdecimal() for name in names)
     found = [_number(label, classes if counts else 0, names) for label in labels]
     if None in found or not found:
-        known = [listed(names)] if names else []
+        known = [join_names(names)] if names else []
         known += [f"numbers from 0 to {classes - 1}"] if counts else []
         wrong = labels[found.index(None)] if found else "none"
         raise UserError(f"labels: must be {', or '.join(known)}, not {wrong}")

@@ -13,8 +13,8 @@ from ganforge.data.base import TensorData
 from ganforge.data.classes import class_folders, classes_of
 from ganforge.data.packing import Packed, pack, refuse_bad
 from ganforge.data.sources import Source, open_source
-from ganforge.errors import UserError
-from ganforge.names import listed
+from ganforge.runtime.errors import UserError
+from ganforge.runtime.text import join_names
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, whatever a file is called: Pillow hands others, such as PostScript, to programs beside it."""
@@ -171,12 +171,12 @@ class ImageFolder(Images):
             raise UserError("data.classes: must be different names, with data.condition=labels")
         if self.classes and set(self.classes) != set(classes):
             raise UserError(
-                f"data.root={self.root} has the sub-folders {listed(classes)}, but the classes of this run are "
-                f"{listed(self.classes)}: give it a folder with those"
+                f"data.root={self.root} has the sub-folders {join_names(classes)}, but the classes of this run are "
+                f"{join_names(self.classes)}: give it a folder with those"
             )
         if self.num_classes not in (None, len(classes)):
             raise UserError(
-                f"data.num_classes={self.num_classes}: there are {len(classes)} classes, {listed(classes)}, which are "
-                "counted if you leave it out"
+                f"data.num_classes={self.num_classes}: there are {len(classes)} classes, {join_names(classes)}, "
+                "which are counted if you leave it out"
             )
         self.classes, self.num_classes = self.classes or tuple(classes), len(classes)

@@ -15,10 +15,10 @@ from torchvision.transforms.v2.functional import resize
 
 from ganforge.data.base import TensorData
 from ganforge.data.mnist_sources import FILES, Source, from_mirrors, from_package_index
-from ganforge.downloads import first_line
-from ganforge.errors import UserError
-from ganforge.files import write_whole
 from ganforge.randomness import Stream, generator
+from ganforge.runtime.downloads import first_line
+from ganforge.runtime.errors import UserError
+from ganforge.runtime.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class MNIST(TensorData):
                 failures.append(f"{source.__doc__}: {first_line(error)}")
                 continue
             for name, content in files.items():
-                write_whole(target / name, content)
+                write_atomic(target / name, content)
             return
         ways = "\n".join(f"  {n}. {way.format(root=self.root)}" for n, way in enumerate(self.ways, 1))
         tried = "\n".join(f"  - {failure}" for failure in failures)

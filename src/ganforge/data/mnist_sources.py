@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ganforge.downloads import time_limit
+from ganforge.runtime.downloads import time_limit
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ganforge.devices import cores
-from ganforge.downloads import first_line
-from ganforge.errors import UserError, printable
-from ganforge.files import make_cache, read_json, write_whole
+from ganforge.runtime.devices import cpu_count
+from ganforge.runtime.downloads import first_line
+from ganforge.runtime.errors import UserError
+from ganforge.runtime.files import make_cache, read_json, write_atomic
+from ganforge.runtime.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -145,12 +146,12 @@ def _write(
     todo = names[state["looked_at"] :]
     sizes = [prod(shape or ())] * len(todo)
     if measure is not None:
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(cpu_count()) as pool:
             sizes = [size if isinstance(size, int) else 0 for size in pool.map(_guarded(measure), todo)]
     _check_space(data.parent, sum(sizes))
     with (
         part.open("r+b" if part.exists() else "wb") as file,
-        ThreadPoolExecutor(cores()) as pool,
+        ThreadPoolExecutor(cpu_count()) as pool,
         progress_bar("packing", len(names), state["looked_at"]) as bar,
     ):
         file.truncate(state["bytes"])
@@ -168,7 +169,7 @@ def _write(
             state["looked_at"] += len(group)
             file.flush()
             os.fsync(file.fileno())
-            write_whole(progress, json.dumps(state).encode())
+            write_atomic(progress, json.dumps(state).encode())
     part.replace(data)
     progress.replace(record)
 

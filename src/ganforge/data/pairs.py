@@ -18,13 +18,13 @@ from ganforge.data.images import cache_folder, check_on_error, open_image, uprig
 from ganforge.data.packing import pack, refuse_bad
 from ganforge.data.sources import open_source
 from ganforge.degradations import Degradation, Noise
-from ganforge.errors import UserError
-from ganforge.randomness import Stream, dealt, generator
+from ganforge.randomness import Stream, generator, rank_indices
+from ganforge.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-class Photographs:
+class PhotoSet:
     """Images of varying sizes, (H, W, C) one after the other in `bytes`; `sizes` are their (H, W)."""
 
     def __init__(self, data: Tensor, shapes: Sequence[tuple[int, ...]]):
@@ -44,7 +44,7 @@ class Photographs:
         pixels = self.bytes[start : start + height * width * self.channels]
         return pixels.view(height, width, self.channels).permute(2, 0, 1)
 
-    def ordered(self, order: Tensor) -> "Photographs":
+    def ordered(self, order: Tensor) -> "PhotoSet":
         other = copy(self)
         other.sizes, other.starts = self.sizes[order], self.starts[order]
         return other
@@ -62,7 +62,7 @@ class Photographs:
 class WholeImages(Dataset):
     """A set of whole images: item i is (i, image (1, C, H, W) uint8, its ready partner or None)."""
 
-    def __init__(self, name: str, high: Photographs, low: Photographs | None, scale: int):
+    def __init__(self, name: str, high: PhotoSet, low: PhotoSet | None, scale: int):
         self.name = name
         self.high, self.low = high, low
         self.scale = scale
@@ -119,7 +119,7 @@ class Pairs(TensorData):
         self.turn = turn
         self.cache_dir = cache_dir
         self.on_error = on_error
-        self.low: Photographs | None = None
+        self.low: PhotoSet | None = None
         self._whole: dict[str, list[WholeImages]] = {}
         self.trains = True
         """Whether crops of photographs are needed; otherwise the whole images of `test`, or else `valid`, are all."""
@@ -185,7 +185,7 @@ class Pairs(TensorData):
 
     def _pairs(
         self, high: Path, low: Path | None, without: Sequence[Path], smallest: int
-    ) -> tuple[Photographs, Photographs | None]:
+    ) -> tuple[PhotoSet, PhotoSet | None]:
         names, photographs = self._photographs(high, without, smallest)
         if low is None:
             return photographs, None
@@ -199,7 +199,7 @@ class Pairs(TensorData):
         kept = torch.tensor([i for i, partner in enumerate(position) if partner is not None])
         return photographs.ordered(kept), partners.ordered(torch.tensor([i for i in position if i is not None]))
 
-    def _photographs(self, path: Path, without: Sequence[Path], smallest: int) -> tuple[list[str], Photographs]:
+    def _photographs(self, path: Path, without: Sequence[Path], smallest: int) -> tuple[list[str], PhotoSet]:
         source = open_source(path)
         inside = path.resolve()
         outside = [o.resolve().relative_to(inside).as_posix() for o in without if o.resolve().is_relative_to(inside)]
@@ -228,7 +228,7 @@ class Pairs(TensorData):
         if path in (self.root, self.low_root) and title not in self.identity:
             self.identity = f"{self.identity} {title}".strip()
         kept = [position for position, i in enumerate(readable) if i not in small]
-        photographs = Photographs(packed.bytes, packed.shapes).ordered(torch.tensor(kept))
+        photographs = PhotoSet(packed.bytes, packed.shapes).ordered(torch.tensor(kept))
         return [names[readable[position]] for position in kept], photographs
 
     # Batches -----------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class Pairs(TensorData):
         self.evaluated = self.whole_images(self.evaluated_split)
         shares = []
         for images in self.evaluated:
-            rows = [i % len(images) for i in dealt(len(images), rank, world_size)]
+            rows = [i % len(images) for i in rank_indices(len(images), rank, world_size)]
             shares.append(torch.utils.data.Subset(images, rows))
         return [DataLoader(share, batch_size=None) for share in shares]
 
@@ -304,7 +304,7 @@ def turned(squares: Tensor, position: Tensor) -> Tensor:
     return torch.where(transpose, squares.mT, squares)
 
 
-def scale_of(high: Photographs, low: Photographs, expected: int | None, path: Path) -> int:
+def scale_of(high: PhotoSet, low: PhotoSet, expected: int | None, path: Path) -> int:
     """How many times images are as large as their partners. Raises UserError where some are not, or not as expected."""
     scale = expected or max(1, int(high.sizes[0, 0] // low.sizes[0, 0]))
     odd = (low.sizes * scale != high.sizes).any(1).sum().item()

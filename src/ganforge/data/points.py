@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ganforge.data.base import TensorData
-from ganforge.errors import UserError
 from ganforge.randomness import Stream, generator
+from ganforge.runtime.errors import UserError
 
 
 class Points(TensorData):

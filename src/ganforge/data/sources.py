@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ganforge.errors import UserError, printable
+from ganforge.runtime.errors import UserError
+from ganforge.runtime.text import printable
 
 ENTRY_LIMIT = 2**29
 """Bytes of one file in a zip, all of which are read at once: as many as the largest image has that Pillow opens."""

@@ -14,9 +14,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from ganforge.errors import UserError
-from ganforge.export.interface import Bare, Interface, read_interface
-from ganforge.targets import checked
+from ganforge.experiment.trust import validate_untrusted
+from ganforge.export.interface import ExportModule, Interface, read_interface
+from ganforge.runtime.errors import UserError
 
 Network = Callable[..., Tensor]
 """A generator on its own, called with its inputs in their order."""
@@ -32,7 +32,7 @@ class Format:
     reads_with: ClassVar[tuple[str, ...]] = ()
     writes_with: ClassVar[tuple[str, ...]] = ()
 
-    def write(self, network: Bare, interface: Interface) -> bytes:
+    def write(self, network: ExportModule, interface: Interface) -> bytes:
         """The content of a file with a network that is in eval mode."""
         raise NotImplementedError
 
@@ -48,7 +48,7 @@ class ONNX(Format):
     reads_with = ("onnxruntime",)
     writes_with = ("onnx", "onnxscript", "onnxruntime")
 
-    def write(self, network: Bare, interface: Interface) -> bytes:
+    def write(self, network: ExportModule, interface: Interface) -> bytes:
         for name in ("onnxscript", "onnx_ir"):  # which tell how they optimize
             logging.getLogger(name).setLevel(logging.WARNING)
         with quietly():
@@ -86,7 +86,7 @@ class TorchExport(Format):
 
     suffix = ".pt2"
 
-    def write(self, network: Bare, interface: Interface) -> bytes:
+    def write(self, network: ExportModule, interface: Interface) -> bytes:
         free = tuple(_free(entry.shape, lambda _: torch.export.Dim.DYNAMIC) for entry in interface.inputs)
         content = BytesIO()
         with quietly():
@@ -106,7 +106,7 @@ class SafeTensors(Format):
     suffix = ".safetensors"
     reads_with = writes_with = ("safetensors",)
 
-    def write(self, network: Bare, interface: Interface) -> bytes:
+    def write(self, network: ExportModule, interface: Interface) -> bytes:
         from safetensors.torch import save
 
         weights = {name: value.contiguous() for name, value in network.generator.state_dict().items()}
@@ -117,9 +117,11 @@ class SafeTensors(Format):
 
         with safe_open(path, "pt") as file:
             interface = read_interface((file.metadata() or {}).get(KEY), path)
-            generator: nn.Module = instantiate(checked(OmegaConf.create(interface.generator)), _convert_="all")
+            generator: nn.Module = instantiate(
+                validate_untrusted(OmegaConf.create(interface.generator)), _convert_="all"
+            )
             generator.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        return Bare(generator, len(interface.latents)).eval(), interface
+        return ExportModule(generator, len(interface.latents)).eval(), interface
 
 
 FORMATS: dict[str, Format] = {"onnx": ONNX(), "torch_export": TorchExport(), "safetensors": SafeTensors()}

@@ -12,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ganforge.data.conditions import of_attributes, of_classes
-from ganforge.errors import UserError
-from ganforge.experiment import load_data
+from ganforge.experiment.build import load_data
+from ganforge.experiment.trust import validate_untrusted
 from ganforge.latents import Latent, Levels
 from ganforge.models.gan import GAN
-from ganforge.names import listed
-from ganforge.targets import checked
+from ganforge.runtime.errors import UserError
+from ganforge.runtime.text import join_names
 
 
 class Input(NamedTuple):
@@ -60,7 +60,7 @@ class Interface:
     @cached_property
     def latent(self) -> Latent | None:
         """Raises UserError where a stranger's file asks for something else."""
-        made = [instantiate(config) for config in checked(OmegaConf.create(self.latents)).values()]
+        made = [instantiate(config) for config in validate_untrusted(OmegaConf.create(self.latents)).values()]
         if not all(isinstance(latent, Latent) for latent in made):
             raise UserError("The latents in this file are not classes of ganforge.latents")
         return Levels(made) if len(made) > 1 else made[0] if made else None
@@ -143,7 +143,7 @@ def interface_of(model: GAN, record: DictConfig) -> Interface:
             interface.classes, interface.labels = data.num_classes, data.labels
         if data.classes:
             interface.names = list(data.classes)
-            interface.labels = listed([f"{i} {name}" for i, name in enumerate(interface.names)])
+            interface.labels = join_names([f"{i} {name}" for i, name in enumerate(interface.names)])
         if (interface.classes or len(interface.attributes or ())) != model.condition_size:
             raise UserError(
                 f"This model was trained with {model.condition_size} labels, but its record describes others"
@@ -155,7 +155,7 @@ def _config(latent: Latent) -> dict[str, Any]:
     return {"_target_": f"{type(latent).__module__}.{type(latent).__qualname__}", "size": latent.size}
 
 
-class Bare(nn.Module):
+class ExportModule(nn.Module):
     """A generator that takes its `latents` and its condition, if any, one by one."""
 
     def __init__(self, generator: nn.Module, latents: int):
@@ -171,3 +171,10 @@ def split(inputs: Sequence[Tensor], latents: int) -> tuple[Any, Tensor | None]:
     """The latent, a tuple where there are several, and the condition, either None where there is none."""
     first, rest = tuple(inputs[:latents]), inputs[latents:]
     return (first if latents > 1 else first[0] if first else None), (rest[0] if rest else None)
+
+
+def conditions_of(model: GAN, config: DictConfig, labels: Sequence[Any] | None) -> Tensor | None:
+    """What labels stand for in the data of a run, null for those that its previews show; None if it knows none."""
+    if model.condition_size is None:
+        return None
+    return interface_of(model, config).conditions(None if labels is None else list(labels))

@@ -9,11 +9,11 @@ import yaml
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from ganforge.experiment.trust import validate_untrusted
 from ganforge.export.interface import Input, Interface
 from ganforge.models.gan import GAN
-from ganforge.run_folder import versions
-from ganforge.schemas import ENVIRONMENT, METRICS, read_table
-from ganforge.targets import checked
+from ganforge.runs.folder import versions
+from ganforge.runs.schemas import ENVIRONMENT, METRICS, read_table
 
 COMMIT = re.compile("[0-9a-f]{7,64}")
 
@@ -32,7 +32,7 @@ class Subject(NamedTuple):
 
 def model_card(subject: Subject, record: DictConfig, model: GAN, interface: Interface) -> str:
     """The card, in Markdown."""
-    data = get_class(checked(record.data)._target_)
+    data = get_class(validate_untrusted(record.data)._target_)
     parts = [f"# {type(model).__name__} trained on {data.__name__}", _facts(subject, record, model)]
     parts += ["## Use", *_use(subject, interface)]
     parts += ["## Inputs and output", _table(Input._fields, [_input(entry) for entry in interface.inputs])]

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganforge.checks import check_seed
-from ganforge.downloads import first_line
-from ganforge.errors import UserError
-from ganforge.experiment import load_run
+from ganforge.experiment.build import load_run
+from ganforge.experiment.validate import check_seed
 from ganforge.export.formats import FORMATS, Network, check_installed
-from ganforge.export.interface import Bare, Input, Interface, interface_of
-from ganforge.models.drawing import Drawing
+from ganforge.export.interface import ExportModule, Input, Interface, interface_of
+from ganforge.models.sampler import Sampler
 from ganforge.models.tiling import in_tiles
+from ganforge.runtime.downloads import first_line
+from ganforge.runtime.errors import UserError
 
 Labels = Sequence[Any] | Tensor | np.ndarray | int | str | None
 
 
-class TrainedGenerator(Drawing):
+class TrainedGenerator(Sampler):
     """Called as `generator(16, seed=0)`, or with images where it makes images of those; see `__call__`.
 
     `inputs` describe the tensors that `network(*inputs)` takes, for whoever wants other latents.
@@ -76,7 +76,7 @@ def load_generator(path: str | Path) -> TrainedGenerator:
     if path.is_dir():
         record, model, *_ = load_run(path)
         interface = interface_of(model, record)
-        return TrainedGenerator(Bare(model.sampler, len(interface.latents)).eval(), interface)
+        return TrainedGenerator(ExportModule(model.sampling_generator, len(interface.latents)).eval(), interface)
     known = {entry.suffix: entry for entry in FORMATS.values()}
     if not path.is_file() or path.suffix not in known:
         raise UserError(f"{path} is neither a run folder nor a file that ends in {', '.join(known)}")

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ganforge.devices import rank
-from ganforge.downloads import first_line, weights_file
-from ganforge.errors import UserError
 from ganforge.metrics.digits import WEIGHTS, DigitClassifier
 from ganforge.metrics.statistics import Features
+from ganforge.runtime.devices import rank
+from ganforge.runtime.downloads import first_line, weights_file
+from ganforge.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ganforge.data.base import TensorData
-from ganforge.errors import UserError
 from ganforge.metrics.extractors import Extractor
 from ganforge.metrics.features import FrechetDistance
 from ganforge.metrics.statistics import Features
 from ganforge.networks.lapgan import levels_of
+from ganforge.runtime.errors import UserError
 
 
 class Coarse(Extractor):

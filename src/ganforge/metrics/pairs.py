@@ -8,10 +8,10 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ganforge.data.base import to_unit_range
-from ganforge.devices import rank
-from ganforge.downloads import weights_file
-from ganforge.errors import UserError
 from ganforge.metrics.extractors import as_rgb
+from ganforge.runtime.devices import rank
+from ganforge.runtime.downloads import weights_file
+from ganforge.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from lightning.pytorch import Trainer
 
 from ganforge.data.base import TensorData
 from ganforge.data.packing import progress_bar
-from ganforge.files import is_intact, make_cache, write_whole
 from ganforge.metrics.extractors import Extractor, Points
 from ganforge.metrics.statistics import CAP, Collector, Statistics
 from ganforge.randomness import CHUNK, chunk_rows, chunks_of
+from ganforge.runtime.files import is_intact, make_cache, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,6 @@ def _save(statistics: Statistics, path: Path | None) -> None:
     content = BytesIO()
     torch.save({name: value for name, value in statistics._asdict().items() if value is not None}, content)
     try:
-        write_whole(path, content.getbuffer())
+        write_atomic(path, content.getbuffer())
     except OSError as error:
         log.warning("The statistics of real samples are not kept: %s", error)

@@ -9,10 +9,10 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
-from ganforge.downloads import first_line
-from ganforge.errors import Damaged, UserError
-from ganforge.files import write_whole
-from ganforge.schemas import METRICS, read_table
+from ganforge.runs.schemas import METRICS, read_table
+from ganforge.runtime.downloads import first_line
+from ganforge.runtime.errors import Damaged, UserError
+from ganforge.runtime.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def _protocol(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write(path: Path, metrics: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(_plain(metrics), indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(_plain(metrics), indent=2) + "\n").encode())
 
 
 def _plain(node: Any) -> Any:

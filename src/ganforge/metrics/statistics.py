@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from ganforge.errors import UserError
 from ganforge.randomness import CHUNK
+from ganforge.runtime.errors import UserError
 
 CAP = 65_536
 """The metrics that need single features look at no more samples than this, in chunks evenly spread over the set."""
@@ -123,7 +123,7 @@ def check_all_seen(seen: int, count: int) -> None:
         )
 
 
-def over_ranks(value: Tensor, trainer: Trainer) -> Tensor:
+def all_reduce_sum(value: Tensor, trainer: Trainer) -> Tensor:
     """The sum over the ranks; where one rank has a value and the others zeros, that value."""
     if trainer.world_size == 1:
         return value

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ganforge.data.base import Batch
-from ganforge.errors import UserError
+from ganforge.runtime.errors import UserError
 
 
 class Bicubic(LightningModule):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ganforge.latents import Latent
 
-Terms = dict[str, Tensor]
+LossTerms = dict[str, Tensor]
 """The summands of a loss, under their names in the config."""
 
 

@@ -16,15 +16,15 @@ from ganforge import randomness
 from ganforge.data.base import Batch, TensorData
 from ganforge.latents import Latent
 from ganforge.losses import Loss
-from ganforge.models.averaging import Fed, modes_kept, moving_average
-from ganforge.models.drawing import Drawing
-from ganforge.models.game import Game, Terms
-from ganforge.models.journal import Journal
+from ganforge.models.ema import ForwardAdapter, moving_average, preserve_mode
+from ganforge.models.game import Game, LossTerms
+from ganforge.models.sampler import Sampler
+from ganforge.models.step_log import StepLog
 from ganforge.randomness import CHUNK, Stream
 from ganforge.regularizers import Regularizer
 
 
-class GAN(Drawing, Journal):
+class GAN(Sampler, StepLog):
     """A generator and a discriminator in alternating steps (Goodfellow et al., 2014).
 
     One step is `discriminator_steps` updates of D, each on real rows and fakes of its own, then `generator_steps`
@@ -33,7 +33,7 @@ class GAN(Drawing, Journal):
 
     `init_from` is a run folder whose weights training starts with.
 
-    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`, `seen_by` where a game sees
+    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`, `prepare_batch` where a game sees
     something else of a batch, and `play` where a step is another one.
     """
 
@@ -101,7 +101,7 @@ class GAN(Drawing, Journal):
 
         self.rewinds = 0
         """How often training went back to an earlier checkpoint, and on with other random numbers."""
-        self._is_heard = True
+        self._has_update_hooks = True
 
     # What a variant overrides ------------------------------------------------------------------------------------
 
@@ -109,17 +109,17 @@ class GAN(Drawing, Journal):
     def games(self) -> list[Game]:
         return [Game(self.generator, self.discriminator, self.latent)]
 
-    def seen_by(self, game: Game, batch: Batch) -> Batch:
+    def prepare_batch(self, game: Game, batch: Batch) -> Batch:
         return batch
 
     def generate(self, game: Game, latent: Any, condition: Any) -> Tensor:
         return game.generator(latent, condition)
 
-    def discriminator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
+    def discriminator_loss(self, game: Game, batch: Batch, fake: Tensor) -> LossTerms:
         real_logits = game.discriminator(batch.real, batch.condition)
         fake_logits = game.discriminator(fake, batch.condition)
         if self.is_logging:
-            self.record_game(game, batch.real, fake, real_logits, fake_logits)
+            self.log_game(game, batch.real, fake, real_logits, fake_logits)
         terms = {"adversarial": self.loss.discriminator(real_logits, fake_logits)}
         for name, regularizer in self.regularizers.items():
             if self.step_number % regularizer.every == 0:
@@ -127,17 +127,17 @@ class GAN(Drawing, Journal):
                 terms[name] = regularizer.weight * regularizer.every * penalty
         return terms
 
-    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
+    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> LossTerms:
         fake_logits = game.discriminator(fake, batch.condition)
         real_logits = game.discriminator(batch.real, batch.condition) if self.loss.needs_real else None
         if self.is_logging:
-            self.record_slope(game, fake_logits, real_logits)
+            self.log_loss_sensitivity(game, fake_logits, real_logits)
         return {"adversarial": self.loss.generator(fake_logits, real_logits)}
 
     # The step ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self.begin_step()
+        self.start_step()
         ranks = self.global_rank, self.trainer.world_size
         randomness.start_step(self.seed, self.step_number, *ranks, self.device, self.rewinds)
         optimizers = self._optimizers()
@@ -149,12 +149,12 @@ class GAN(Drawing, Journal):
             for schedule in self.lr_schedulers():  # type: ignore[union-attr]
                 schedule.step()
         if self.is_logging:
-            self.write_records(batch.size * self.trainer.world_size)
+            self.write(batch.size * self.trainer.world_size)
         self._count_step()
 
     def play(self, game: Game, batch: Batch, optimizer_d: Optimizer, optimizer_g: Optimizer) -> None:
         """One step of one game."""
-        parts = [self.seen_by(game, part) for part in batch.split(self.discriminator_steps)]
+        parts = [self.prepare_batch(game, part) for part in batch.split(self.discriminator_steps)]
         for part in parts:
             # the last fake serves G's first update as well: G does not change in between
             with torch.set_grad_enabled(part is parts[-1]):
@@ -177,16 +177,16 @@ class GAN(Drawing, Journal):
             return tuple(map(self._place, latent))
         return latent.to(device=self.device, dtype=self.dtype)
 
-    def _update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: Terms) -> None:
+    def _update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: LossTerms) -> None:
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
         for parameter in _parameters(optimizer):
             parameter.grad = None  # all that zero_grad does, which takes a tenth of a millisecond to get there
-        if self._is_heard:
+        if self._has_update_hooks:
             self.manual_backward(total)
         else:
             self.trainer.strategy.pre_backward(total)
             total.backward()
-        self.record_update(game, player, network, optimizer, {**terms, "total": total})
+        self.log_update(game, player, network, optimizer, {**terms, "total": total})
         if self.gradient_clip is not None:
             # not Lightning's, which refuses fused optimizers at bf16-mixed though it has nothing to unscale there
             nn.utils.clip_grad_norm_(_parameters(optimizer), self.gradient_clip)
@@ -206,7 +206,7 @@ class GAN(Drawing, Journal):
         return optimizers, [self.schedule(optimizer) for optimizer in optimizers] if self.schedule else []
 
     def _optimizers(self) -> Iterator[Any]:
-        if not self._is_heard:
+        if not self._has_update_hooks:
             yield from self.trainer.optimizers
             return
         for optimizer in self.optimizers():  # type: ignore[union-attr]
@@ -234,7 +234,7 @@ class GAN(Drawing, Journal):
     def on_train_start(self) -> None:
         # calling hooks that nobody has costs a few per cent of a small step
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        self._is_heard = any(
+        self._has_update_hooks = any(
             is_overridden(hook, self, parent=LightningModule)
             or any(is_overridden(hook, callback, parent=Callback) for callback in callbacks)
             for hook in _HOOKS
@@ -272,7 +272,7 @@ class GAN(Drawing, Journal):
     # Sampling ----------------------------------------------------------------------------------------------------
 
     @property
-    def sampler(self) -> nn.Module:
+    def sampling_generator(self) -> nn.Module:
         """The generator that samples are drawn from: the moving average if there is one."""
         return self.generator if self.average is None else self.average.module
 
@@ -284,8 +284,8 @@ class GAN(Drawing, Journal):
     @torch.no_grad()
     def sample(self, latent: Any, condition: Tensor | None = None) -> Tensor:
         """Samples, without a trace in the training state."""
-        generator = self.sampler
-        with modes_kept(generator):
+        generator = self.sampling_generator
+        with preserve_mode(generator):
             generator.eval()
             latent = None if latent is None else self._place(latent)
             condition = None if condition is None else condition.to(self.device)
@@ -293,7 +293,7 @@ class GAN(Drawing, Journal):
 
     def preview(self, data: TensorData, count: int) -> tuple[Tensor, int | None]:
         """About `count` samples that show how training goes, and how many make a row of a grid if that matters."""
-        return self.sheet(count, conditions=None if self.condition_size is None else data.conditions())
+        return self.sample_grid(count, conditions=None if self.condition_size is None else data.conditions())
 
     def sample_inputs(self, chunk: int, stream: Stream = Stream.SAMPLES) -> tuple[Any, Tensor | None]:
         """Latents of the evaluation samples chunk * CHUNK, ..., and conditions like those of the data."""
@@ -313,11 +313,11 @@ class GAN(Drawing, Journal):
     def standing_statistics(self, chunks: int = 16) -> Iterator[None]:
         """Inside, samples are drawn with BatchNorm statistics of the sampler's present weights, estimated on chunks of
         samples (Brock et al., 2019); afterwards the former ones are back."""
-        generator = self.sampler
+        generator = self.sampling_generator
         before = {name: buffer.clone() for name, buffer in generator.named_buffers()}
         game = Game(generator, self.discriminator, self.latent)
-        fed = Fed(generator, lambda i: self.generate(game, *self.sample_inputs(i, stream=Stream.STANDING)))
-        with modes_kept(generator):
+        fed = ForwardAdapter(generator, lambda i: self.generate(game, *self.sample_inputs(i, stream=Stream.STANDING)))
+        with preserve_mode(generator):
             update_bn(range(chunks), fed)
         try:
             yield

@@ -53,7 +53,7 @@ class LAPGAN(GAN):
                 if size not in self.train_levels:
                     level.load_state_dict(average.state_dict())
 
-    def seen_by(self, game: Game, batch: Batch) -> Batch:
+    def prepare_batch(self, game: Game, batch: Batch) -> Batch:
         """Real images at the size of a level, and what the level below could tell of them."""
         level = list(self.generator.levels).index(game.generator)  # type: ignore[arg-type]
         if level == 0:
@@ -71,6 +71,6 @@ class LAPGAN(GAN):
         if self.condition_size is not None:
             kinds = data.conditions()
             conditions = kinds[torch.arange(count) % len(kinds)].to(self.device)
-        steps = self.sampler.steps(self._place(self.latents(count, self.seed)), conditions)  # type: ignore[operator]
+        steps = self.sampling_generator.steps(self._place(self.latents(count, self.seed)), conditions)  # type: ignore[operator]
         shown = [interpolate(images, self.sizes[-1]) for images in steps]
         return torch.stack(shown, dim=1).flatten(0, 1), len(self.sizes) * ceil(sqrt(count / len(self.sizes)))

@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 from ganforge.content import Content
 from ganforge.data.base import Batch
-from ganforge.models.gan import GAN, Game, Terms
+from ganforge.models.gan import GAN, Game, LossTerms
 
 
 class Pix2Pix(GAN):
@@ -29,7 +29,7 @@ class Pix2Pix(GAN):
         self.content_weight = content_weight
         self.adversarial_weight = adversarial_weight
 
-    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
+    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> LossTerms:
         adversarial = self.adversarial_weight * super().generator_loss(game, batch, fake)["adversarial"]
         return {"adversarial": adversarial, "content": self.content_weight * self.content(fake, batch.real)}
 

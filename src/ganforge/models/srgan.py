@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from ganforge.content import Pixels
 from ganforge.data.base import Batch
-from ganforge.models.gan import Game, Terms
+from ganforge.models.gan import Game, LossTerms
 from ganforge.models.pix2pix import Pix2Pix
 from ganforge.models.tiling import in_tiles
 
@@ -64,7 +64,7 @@ class SRGAN(Pix2Pix):
         fake = self.generate(game, None, batch.condition)
         self._update(game, "g", game.generator, optimizer_g, {"pixels": self.pixels(fake, batch.real)})
 
-    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> Terms:
+    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> LossTerms:
         terms = super().generator_loss(game, batch, fake)
         if self.pixel_weight:
             terms["pixels"] = self.pixel_weight * self.pixels(fake, batch.real)

@@ -1,0 +1,158 @@
+"""What a run's folder tells about the run besides checkpoints and samples."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from ganforge import __version__
+from ganforge.models.gan import Game
+from ganforge.runs.record import read_resumed
+from ganforge.runs.untrusted import read_yaml
+from ganforge.runtime.files import write_atomic
+from ganforge.runtime.overrides import parse_override
+
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "torch-fidelity", "numpy")
+
+UNTRAINED_SECTIONS = {"name", "resume", "sweep", "checkpoint_every", "sample_every", "evaluate_every"}
+UNTRAINED_SECTIONS |= {"callbacks", "logger", "metrics", "extractor", "trainer"}
+"""Parts of a config that do not change what is trained."""
+TRAINING = {"trainer.max_steps", "trainer.max_epochs", "trainer.precision", "trainer.devices", "trainer.num_nodes"}
+TRAINING |= {"trainer.sync_batchnorm", "trainer.deterministic"}
+TRAINING |= {"callbacks.health.on_collapse", "callbacks.health.patience"}
+"""And what in them does."""
+
+
+def describe(config: DictConfig, folder: Path, trainer: Trainer, games: Sequence[Game]) -> None:
+    """Write `environment.json`, and the config, the hyperparameters and a layout of the losses to TensorBoard."""
+    from torch.utils.tensorboard.summary import hparams  # slow to import, and needed at the start of a training only
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [{"step": step, "overrides": overrides} for step, overrides in read_resumed(folder)]  # of one begun anew
+    told = environment(config, trainer) | ({"resumed": kept} if kept else {})
+    write_atomic(folder / "environment.json", (json.dumps(told, indent=2) + "\n").encode())
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            text = OmegaConf.to_yaml(config)
+            logger.experiment.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))
+            # without torch's list of all columns: TensorBoard would take one run's for those of all
+            _, session, _ = hparams(hyperparameters(folder), {})
+            logger.experiment._get_file_writer().add_summary(session)
+            charts = {
+                "losses of D and G": ("loss_d/total", "loss_g/total"),
+                "D's output on real and fake": ("logits/real", "logits/fake"),
+                "D's accuracy on real and fake": ("accuracy/real", "accuracy/fake"),
+                "gradient norms of D and G": ("gradient_norm/d", "gradient_norm/g"),
+            }
+            logger.experiment.add_custom_scalars(
+                {
+                    game.name or "game": {
+                        title: ["Multiline", [game.tag(value) for value in values]] for title, values in charts.items()
+                    }
+                    for game in games
+                }
+            )
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """What was chosen for the run of a folder: options by their group, and values by their key, both where they are in
+    the config: {"loss": "hinge", "model.generator_optimizer.lr": 0.001}. Values that follow from others are left out.
+    """
+    recorded = _recorded(folder / ".hydra" / "hydra.yaml").get("hydra", {}).get("runtime", {}).get("choices", {})
+    choices = {group.rpartition("@")[2]: option for group, option in recorded.items() if not group.startswith("hydra/")}
+    config = dict(_leaves(_recorded(folder / ".hydra" / "config.yaml")))
+    for step, overrides in read_resumed(folder):
+        config |= _changed(config, step, overrides)
+    values = {key: value for key, value in config.items() if key.removesuffix("._target_") not in choices}
+    return {
+        key: value
+        for key, value in {**choices, **values}.items()
+        if key in TRAINING or key.partition(".")[0] not in UNTRAINED_SECTIONS
+    }
+
+
+def _changed(config: Mapping[str, Any], step: int, overrides: list[str]) -> dict[str, Any]:
+    """The values that a run was resumed with after a step; where they change what is trained, beside those before."""
+    found = {}
+    for override in map(parse_override, overrides):
+        key, value = override.key_or_group, override.value()
+        is_silent = step == 0 or key in TRAINING or config.get(key, value) == value
+        found[key] = value if is_silent else f"{config[key]}, from step {step:,} {value}"
+    return found
+
+
+def hyperparameters(folder: Path) -> dict[str, float | str]:
+    """The settings without paths, as TensorBoard takes them."""
+    given = {key: value for key, value in settings(folder).items() if value is not None and "/" not in str(value)}
+    return {
+        key.removesuffix("._target_"): value if isinstance(value, int | float | str) else str(value)
+        for key, value in given.items()
+    }
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    found = OmegaConf.to_container(read_yaml(path)) if path.is_file() else {}
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+
+
+def _leaves(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        key = f"{path}.{name}".lstrip(".")
+        if isinstance(value, dict):
+            yield from _leaves(value, key)
+        elif name == "_target_":
+            yield key, str(value).rpartition(".")[2]
+        elif name not in ("_partial_", "cache_dir", "classes") and "${" not in str(value):
+            yield key, value
+
+
+def environment(config: DictConfig, trainer: Trainer) -> dict[str, Any]:
+    """What a person needs to know to repeat a run elsewhere."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "accelerator": type(trainer.accelerator).__name__,
+        "devices": trainer.world_size,
+        "seed": config.seed,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """The version of each package; null where it runs from its sources, without being installed."""
+    found: dict[str, str | None] = {"ganforge": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def was_stopped_at_once(folder: Path) -> bool:
+    """Whether a run was stopped before its checkpoint of step 0 was written, so that there is nothing to lose."""
+    checkpoints, pictures = folder / "checkpoints", (folder / "samples").glob("step-*.png")
+    if checkpoints.is_symlink() or any(path.stem != "step-00000000" for path in pictures):
+        return False
+    return all(path.name.lstrip(".").startswith("next.ckpt") for path in checkpoints.glob("*"))

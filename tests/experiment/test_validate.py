@@ -1,0 +1,155 @@
+"""Mistakes in a config end in one sentence before anything is trained or written."""
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import QUICK, ROOT, TINY_POINTS, composed, fitted
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from ganforge.callbacks import Samples
+from ganforge.commands.evaluate import evaluate
+from ganforge.experiment.build import build
+from ganforge.experiment.trainer_options import check_trainer
+from ganforge.losses import Loss
+from ganforge.runtime.errors import UserError, explanation
+
+
+class Baseless:
+    """Has what a loss needs but for the base class."""
+
+    def __init__(self, average_halves: bool = False): ...
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return fake_logits.mean() - real_logits.mean()
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return -fake_logits.mean()
+
+
+class Half(Loss):
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return fake_logits.mean() - real_logits.mean()
+
+
+class Linear(nn.Module):
+    """A generator that takes fewer arguments than that of model=gan."""
+
+    def __init__(self, latent_size: int):
+        super().__init__()
+        self.layer = nn.Linear(latent_size, 2)
+
+    def forward(self, latent: Tensor, condition: Any) -> Tensor:
+        return self.layer(latent)
+
+
+PLAIN = ["model=gan", "data=mnist"]
+"""Without values that would bring back some of what is left out."""
+
+MISTAKES = {
+    "+callbacks.mine=3": "callbacks.mine is no callback",
+    "model.loss=null": "model.loss is none: it needs a class that derives from ganforge.losses.Loss",
+    "loss._target_=test_validate.Baseless": "model.loss is a Baseless: it needs a class that derives",
+    "loss._target_=test_validate.Half": "Half has no generator()",
+    "model.generator._target_=test_validate.Linear": "takes no shape, no hidden, no activation",
+    "~model.generator": "model.generator is missing",
+    "~model.discriminator": "model.discriminator is missing",
+    **{f"~{part}": f"{part} is missing: choose one by {part}=" for part in ("model", "loss", "regularizer")},
+    **{f"~{part}": f"{part} is missing: {part}=" for part in ("schedule", "metrics", "extractor")},
+    "~callbacks": "callbacks is missing: ~callbacks.samples leaves out",
+    "~logger": "logger is missing: ~logger.tensorboard leaves out",
+    "+logger.csv._target_=lightning.pytorch.loggers.CSVLogger": "logger.csv needs a .*+logger.csv._partial_=true",
+    "+logger.csv=3": "logger.csv needs a _target_",
+    "trainer.strategy=ddp_spawn": "trainer.strategy=ddp_spawn: must be auto",
+    "trainer.strategy=nonsense": "trainer.strategy=nonsense: must be auto",
+    "trainer.precision=16-mixed": "need trainer.precision=bf16-mixed",
+    "trainer.precision=transformer-engine": "must be one of 32-true",
+    "data.seed=-1": "data.seed=-1: must be a whole number",
+    "model.seed=1.5": "model.seed=1.5: must be a whole number",
+    "data.num_samples=1000000000": "data.num_samples=1000000000: must be a whole number from 1 to 10,000,000",
+    "callbacks.samples.count=100000000": "callbacks.samples.count=100000000: must be from 1 to 10,000",
+    "callbacks.evaluation.standing_statistics=maybe": "standing_statistics=maybe: must be true or false",
+}
+
+
+LIGHTNINGS = {
+    "fast_dev_run=true": "trainer.fast_dev_run: trainer.max_steps=<n> evaluate_every=null",
+    "overfit_batches=2": "trainer.overfit_batches: .*trainer.max_steps=",
+    "limit_train_batches=2": "trainer.limit_train_batches: .*trainer.max_steps=",
+    "limit_val_batches=2": "trainer.limit_val_batches: data.num_samples=",
+    "gradient_clip_val=1": "trainer.gradient_clip_val: model.gradient_clip=",
+    "gradient_clip_algorithm=value": "trainer.gradient_clip_algorithm: model.gradient_clip=",
+    "accumulate_grad_batches=2": "trainer.accumulate_grad_batches: .*data.batch_size=",
+    "default_root_dir=x": "trainer.default_root_dir: hydra.run.dir=",
+    "enable_checkpointing=false": "trainer.enable_checkpointing: ~callbacks.checkpoints",
+}
+
+
+@pytest.mark.parametrize("option", LIGHTNINGS)
+def test_options_of_lightnings_trainer_are_answered(option: str) -> None:
+    key, _, value = option.partition("=")
+    trainer = OmegaConf.create({"precision": "32-true", "strategy": "auto"})
+    check_trainer(trainer)
+    with pytest.raises(UserError, match=LIGHTNINGS[option]):
+        check_trainer(OmegaConf.merge(trainer, {key: value}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_in_a_sentence(tmp_path: Path, mistake: str) -> None:
+    with pytest.raises(Exception, match=MISTAKES[mistake].replace("+", r"\+").replace("()", r"\(\)")) as raised:
+        build(
+            composed(*QUICK, *(PLAIN if mistake.startswith("~") else TINY_POINTS), "evaluate_every=2", mistake),
+            tmp_path,
+        )
+    assert explanation(raised.value)
+    assert "\n" not in str(explanation(raised.value))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["standing_statistics=maybe", "moving_average=maybe", "seed=-1", "num_samples=1000000000"],
+)
+def test_mistakes_of_an_evaluation(mistake: str) -> None:
+    with pytest.raises(UserError, match=f"^{mistake}: must be"):
+        evaluate(composed("model=bicubic", "data=pairs", mistake, config="evaluate"))
+
+
+def test_parts_that_may_be_left_out(tmp_path: Path) -> None:
+    options = [*QUICK, *TINY_POINTS, "~logger.tensorboard", "~callbacks.samples", "~callbacks.evaluation"]
+    experiment = build(composed(*options), tmp_path)
+    assert experiment.trainer.loggers == []
+    assert not any(isinstance(callback, Samples) for callback in experiment.trainer.callbacks)
+
+
+class Generator(nn.Module):
+    """As the README's example of an architecture wants it."""
+
+    def __init__(self, latent_size: int, shape: list[int]):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(latent_size, prod(shape)), nn.Unflatten(1, shape))
+
+    def forward(self, latent: Tensor, condition: Any) -> Tensor:
+        return self.layers(latent)
+
+
+class Discriminator(nn.Module):
+    def __init__(self, shape: list[int]):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), 1), nn.Flatten(0))
+
+    def forward(self, sample: Tensor, condition: Any) -> Tensor:
+        return self.layers(sample)
+
+
+def test_the_readmes_architecture_trains(tmp_path: Path, fake_mnist: Path) -> None:
+    """Its yaml, with the two networks above in the place of its own."""
+    readme = (ROOT / "README.md").read_text()
+    block = readme.partition("### Add an architecture")[2].partition("```diff\n")[2].partition("```")[0]
+    yaml = block.replace("+", "").replace("ganforge.networks.my_networks", "test_validate")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text(yaml)
+    options = [f"hydra.searchpath=[file://{tmp_path}]", "model=mine", f"data.root={fake_mnist}", "data.batch_size=16"]
+    assert fitted(tmp_path / "run", *options).trainer.global_step == 2

@@ -1,0 +1,136 @@
+"""Several processes train the experiment that one trains."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, run, run_ranks, scalars, tiny
+
+from ganforge.experiment.build import build
+from ganforge.runtime.devices import device_count, strategy, uses_sync_batchnorm
+from ganforge.runtime.errors import UserError
+
+MODELS = {
+    "mlp": ["model=gan", *TINY_MLP],
+    "dcgan": [
+        "model=dcgan",
+        *TINY_DCGAN,
+        "model.generator.normalization._target_=torch.nn.InstanceNorm2d",
+        "model.discriminator.normalization._target_=torch.nn.InstanceNorm2d",
+    ],
+    "cgan": tiny("cgan"),
+    "lapgan": tiny("lapgan_conditional", "model.discriminator.dropout=0"),
+    "srgan": tiny("srgan", "data=pairs", "data.image_size=28", "model.generator.normalization=null"),
+}
+MODELS["srgan"].append("model.discriminator.normalization=null")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, pictures: Path, name: str) -> None:
+    root = pictures if name == "srgan" else fake_mnist
+    options = [*MODELS[name], f"data.root={root}", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=20"]
+    options += ["trainer.precision=64-true", "trainer.log_every_n_steps=1", "model.discriminator_steps=2"]
+    options += ["regularizer=gradient_penalty", "trainer.enable_progress_bar=false"]
+    for devices in (1, 2):
+        for result in run_ranks(devices, "train.py", *options, f"hydra.run.dir={tmp_path}/{devices}", cwd=tmp_path):
+            assert result.returncode == 0, result.stderr
+    logged = [scalars(tmp_path / str(devices)) for devices in (1, 2)]
+    game = "level_14/" if name == "lapgan" else ""
+    logged_by_all = ["loss_d/total", "loss_d/gradient_penalty", "loss_g/total", "gradient_norm/d", "gradient_norm/g"]
+    for tag in (*logged_by_all, "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "slope", "diversity"):
+        tag = game + tag
+        one, two = ([value for _, value in values[tag]] for values in logged)
+        assert len(one) == 20
+        assert two == pytest.approx(one, rel=1e-4), tag
+    states = [
+        torch.load(tmp_path / str(d) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for d in (1, 2)
+    ]
+    torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-8)
+
+
+CHECKING = """
+import sys, torch
+from lightning.pytorch import Callback
+from conftest import TINY_DCGAN, composed
+from ganforge.experiment.build import build
+from pathlib import Path
+
+class SameWeights(Callback):
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        own = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
+        both = [torch.empty_like(own) for _ in range(2)]
+        torch.distributed.all_gather(both, own)
+        assert torch.equal(*both), "the ranks' weights differ"
+        print("equal at", trainer.global_step, flush=True)
+
+options = ["model=dcgan", "data.root=" + sys.argv[1], "data.batch_size=16", "trainer=cpu", sys.argv[3]]
+options += [*TINY_DCGAN, "trainer.max_steps=5"]
+experiment = build(composed(*options), Path(sys.argv[2]))
+experiment.trainer.callbacks.insert(0, SameWeights())
+experiment.trainer.fit(experiment.model, datamodule=experiment.data)
+buffers = torch.cat([b.double().flatten() for b in experiment.model.buffers()])
+print("buffers", buffers.sum().item())
+"""
+
+
+def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Path) -> None:
+    script = tmp_path / "checking.py"
+    script.write_text(CHECKING)
+    arguments = str(script), str(fake_mnist), str(tmp_path / "run")
+    results = run_ranks(2, *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))
+    for result in results:
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("equal at") == 5
+    first, second = (result.stdout.splitlines()[-1] for result in results)
+    assert first.startswith("buffers")
+    assert first == second, "the last checkpoint gave all ranks the buffers of rank 0"
+    assert "BatchNorm on 2 CPU processes" in results[0].stderr
+
+
+def slurm(node: int, **others: str) -> dict[str, str]:
+    """What SLURM tells a task of a job with one task on each of two nodes."""
+    job = {"JOB_ID": "4321", "JOB_NAME": "train", "NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "2"}
+    task = {"NODELIST": "127.0.0.1", "PROCID": str(node), "NODEID": str(node), "LOCALID": "0", **others}
+    return {f"SLURM_{name}": value for name, value in (job | task).items()}
+
+
+def test_two_nodes_under_slurm_train_as_one_process(tmp_path: Path) -> None:
+    options = [*TINY_POINTS, "trainer.precision=64-true", "trainer.log_every_n_steps=1", "trainer.max_steps=10"]
+    options += ["evaluate_every=5", "checkpoint_every=5"]
+    start = partial(run, "train.py", *options, "trainer=slurm", "trainer.accelerator=cpu", cwd=tmp_path)
+    with ThreadPoolExecutor() as pool:
+        nodes = [pool.submit(start, **slurm(node)) for node in (0, 1)]
+        for node in nodes:
+            assert node.result().returncode == 0, node.result().stderr
+        again = [pool.submit(start, "trainer.max_steps=20", **slurm(node, RESTART_COUNT="1")) for node in (0, 1)]
+    assert all(node.result().returncode == 0 for node in again)
+    assert "Going on after step 10 with trainer.max_steps=20." in again[0].result().stderr, (
+        "a job that SLURM starts again goes on"
+    )
+    single = run("train.py", *options, "trainer=cpu", "trainer.max_steps=20", "hydra.run.dir=one", cwd=tmp_path)
+    assert single.returncode == 0, single.stderr
+    [both] = tmp_path.glob("logs/runs/*/*")
+    assert both.name == "4321", "all tasks have the folder of the job"
+    one, two = (scalars(folder)["loss_g/total"] for folder in (tmp_path / "one", both))
+    assert [step for step, _ in two] == list(range(1, 21))
+    assert [value for _, value in two] == pytest.approx([value for _, value in one], rel=1e-4)
+
+
+def test_strategy_is_chosen_where_it_was_left_to_us(tmp_path: Path) -> None:
+    def config(*overrides: str) -> tuple[int, str]:
+        trainer = composed(*TINY_POINTS, *overrides).trainer
+        return device_count(trainer), strategy(trainer)
+
+    assert config("trainer=cpu") == (1, "auto")
+    assert config("trainer=cpu", "trainer.devices=2") == (2, "ddp_find_unused_parameters_true")
+    assert config("trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp") == (2, "ddp")
+    assert config("trainer=gpu", "trainer.devices=[0,1,2]", "trainer.num_nodes=2")[0] == 6
+    # torch has none for CPUs, and one device has nothing to synchronise
+    assert not uses_sync_batchnorm(composed("trainer=cpu", "trainer.devices=2").trainer)
+    assert not uses_sync_batchnorm(composed("trainer=gpu").trainer)
+    assert uses_sync_batchnorm(composed("trainer=gpu", "trainer.devices=2").trainer) == torch.cuda.is_available()
+    assert uses_sync_batchnorm(composed("trainer=gpu", "trainer.sync_batchnorm=true").trainer)
+    with pytest.raises(UserError, match=r"data\.batch_size=20 does not divide by 3 devices.*use 18"):
+        build(composed(*TINY_POINTS, "trainer=cpu", "trainer.devices=3"), tmp_path)

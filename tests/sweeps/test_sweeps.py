@@ -1,0 +1,302 @@
+"""Sweeps: every launcher, failures, interruptions, going on, and searches."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import QUICK, ROOT, TINY_POINTS, composed, recorded, run, slow
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from ganforge.callbacks.checkpoints import read_checkpoint
+from ganforge.commands.train import train
+from ganforge.runtime.errors import UserError
+from ganforge.sweeps.resume import resume_job_config, with_record
+from ganforge.sweeps.sweep import job_name, remember_swept_keys
+
+TINY = [*TINY_POINTS, "trainer.max_steps=2", "trainer.accelerator=cpu", "evaluate_every=2", "data.num_samples=64"]
+
+
+def the_sweep(folder: Path, name: str = "sweep") -> Path:
+    (sweep,) = (folder / "logs" / "sweeps" / name).iterdir()
+    return sweep
+
+
+def jobs_of(sweep: Path) -> list[str]:
+    return sorted(path.name for path in sweep.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def last(job: Path) -> Path:
+    return job / "checkpoints" / "last.ckpt"
+
+
+def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_path: Path) -> None:
+    result = run("train.py", "-m", *TINY, "data.batch_size=20,0", "loss=hinge,minimax", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "data.batch_size must be at least 1" in result.stderr
+    assert "Traceback" not in result.stderr
+    sweep = the_sweep(tmp_path)
+    names = ["0-batch_size=20,loss=hinge", "1-batch_size=20,loss=minimax"]
+    names += ["2-batch_size=0,loss=hinge", "3-batch_size=0,loss=minimax"]
+    assert jobs_of(sweep) == names
+    assert [last(sweep / name).exists() for name in names] == [True, True, False, False]
+    for name in names[2:]:
+        assert "data.batch_size must be at least 1" in (sweep / name / "error.txt").read_text()
+        assert f"{name} failed: data: batch_size=0" in result.stderr
+    assert f"python train.py sweep={sweep.relative_to(tmp_path)}" in result.stderr
+
+    finished = last(sweep / names[0]).stat().st_mtime_ns
+    records = [sweep / "sweep.yaml", *(sweep / name / ".hydra" / "config.yaml" for name in names[:2])]
+    before = [path.read_text() for path in records]
+    last(sweep / names[1]).unlink()
+    again = run("train.py", f"sweep={sweep}", "data.batch_size=20,0", "callbacks.samples.count=9", cwd=tmp_path)
+    assert jobs_of(sweep) == names
+    assert [path.read_text() for path in records] == before, "of what was trained, not of what is given now"
+    assert "callbacks.samples.count=9" in again.stderr.splitlines()[-1], "to be given again"
+    assert "This run is finished" in again.stderr
+    assert last(sweep / names[0]).stat().st_mtime_ns == finished
+    assert last(sweep / names[1]).exists(), "what is missing is done"
+    arguments = [f"sweep={sweep}", "loss=hinge,wasserstein"]
+    for given, message in ((arguments, "has other values of it"), ([arguments[0], "schedule=cosine"], "has settled")):
+        with pytest.raises(UserError, match=message):
+            with_record(given, sweep, ROOT / "conf")
+
+
+def test_a_begun_job_goes_on_from_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = recorded(tmp_path / "job", *TINY, "loss=hinge", "model.generator_optimizer.lr=0.5")
+    OmegaConf.save([*TINY, "loss=hinge"], job / ".hydra" / "overrides.yaml")
+    task = [*TINY, "loss=hinge", f"sweep='{tmp_path}'", "trainer.max_steps=9"]
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(overrides=SimpleNamespace(task=task)))
+    config = resume_job_config(job)
+    assert (config.trainer.max_steps, config.sweep) == (9, str(tmp_path))
+    assert config.model.generator_optimizer.lr == 0.5, "as it began, though the command does not say so"
+    assert config.loss._target_.endswith("Hinge")
+    shutil.rmtree(job / "checkpoints")
+    (job / "checkpoints").mkdir()  # killed before its first checkpoint
+    assert train(composed(*QUICK, *TINY, f"sweep='{tmp_path}'"), job) == 0
+
+
+def test_jobs_of_two_processes(tmp_path: Path) -> None:
+    options = ["trainer.devices=2", "name=pair", "data.batch_size=20,21"]
+    result = run("train.py", "-m", *TINY, *options, cwd=tmp_path)
+    assert result.returncode == 1
+    sweep = the_sweep(tmp_path, "pair")
+    assert jobs_of(sweep) == ["0-batch_size=20", "1-batch_size=21"]
+    assert last(sweep / "0-batch_size=20").exists()
+    assert json.loads((sweep / "0-batch_size=20" / "environment.json").read_text())["devices"] == 2
+    assert "does not divide by 2 devices" in (sweep / "1-batch_size=21" / "error.txt").read_text()
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sweeps"]
+
+
+@pytest.mark.parametrize("launcher", ["joblib", slow("submitit_local"), slow("ray")])
+def test_launchers(tmp_path: Path, launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    result = run("train.py", "-m", f"hydra/launcher={launcher}", *TINY, "seed=0,1", cwd=tmp_path, forked=False)
+    assert result.returncode == 0, result.stderr
+    sweep = the_sweep(tmp_path)
+    assert jobs_of(sweep) == ["0-seed=0", "1-seed=1"]
+    for name in jobs_of(sweep):
+        assert last(sweep / name).exists()
+        assert "sliced_wasserstein" in json.loads((sweep / name / "metrics.json").read_text())
+
+
+@contextmanager
+def endless(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
+    """A sweep that does not end, of the seeds 0, 1 and 2 or others, in a session of its own."""
+    seeds = [] if any("seed=" in option for option in options) else ["seed=0,1,2"]
+    given = [*TINY, *seeds, "trainer.max_steps=1000000", "evaluate_every=null", "checkpoint_every=20"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *given, *options],
+        cwd=folder,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        for one in processes_in(folder):
+            os.kill(one, signal.SIGKILL)
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Those that run there, whoever started them."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            if place.resolve() == folder.resolve() and "State:\tZ" not in (place.parent / "status").read_text():
+                found.append(int(place.parent.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the end of its parent")
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [
+        ("basic", signal.SIGINT),
+        slow("basic", signal.SIGTERM),
+        slow("basic", signal.SIGKILL),
+        slow("joblib", signal.SIGINT),
+        slow("joblib", signal.SIGTERM),
+        ("joblib", signal.SIGKILL),
+    ],
+)
+def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, launcher: str, number: int) -> None:
+    options, begun = ["trainer.devices=2"], ["0-seed=0"]
+    if launcher == "joblib":  # where a process too many has no job
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+        options, begun = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "seed=0,1"], ["0-seed=0", "1-seed=1"]
+    with endless(tmp_path, *options) as process:
+        wait_for(lambda: len(list(tmp_path.glob("logs/sweeps/*/*/*/checkpoints/previous.ckpt"))) == len(begun))
+        assert len(processes_in(tmp_path)) >= 3
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        wait_for(lambda: not processes_in(tmp_path))
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
+    assert "Traceback" not in errors
+    sweep = the_sweep(tmp_path)
+    assert [name for name in jobs_of(sweep) if (sweep / name / "checkpoints").exists()] == begun
+    steps = [read_checkpoint(last(sweep / name))["global_step"] for name in begun]
+    for name, step in zip(begun, steps, strict=True):
+        assert f"Stopped after step {step}." in (sweep / name / "train.log").read_text()
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_names_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GANFORGE_SWEPT", "loss,model.generator.hidden,data.root")
+    given = ["loss=hinge", "model.generator.hidden=[16,8]", "trainer=cpu", "+data.root='/a b/c,d'"]
+    assert job_name(given) == "loss=hinge,hidden=16,8,root=-a-b-c,d"
+    monkeypatch.setenv("GANFORGE_SWEPT", "")
+    assert job_name(["seed=1", "sweep='logs'"]) == job_name(["seed=1"]) == "job"
+    remember_swept_keys(["optimizer@model.generator_optimizer=adam,sgd", "+data.extra=1,2", "trainer=cpu"])
+    given = ["optimizer@model.generator_optimizer=adam", "+data.extra=1", "trainer=cpu"]
+    assert job_name(given) == "generator_optimizer=adam,extra=1"
+    monkeypatch.delenv("GANFORGE_SWEPT")
+    assert job_name(["seed=1", "name=x"]) == "seed=1,name=x"
+
+
+SEARCH = ["hydra/sweeper=optuna", "model.generator_optimizer.lr=interval(1e-5,1e-2)"]
+
+
+def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    quick = [*TINY, "trainer.max_steps=4", "callbacks.pruning.startup_trials=1"]
+    result = run("train.py", "-m", *quick, *SEARCH, "hydra.sweeper.n_trials=2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    sweep = the_sweep(tmp_path)
+
+    def study() -> Any:
+        return optuna.load_study("search", f"sqlite:///{sweep}/search.db")
+
+    first = study().trials
+    assert len(first) == 2
+    for trial, name in zip(first, jobs_of(sweep), strict=True):
+        scores = json.loads((sweep / name / "metrics.json").read_text())
+        assert trial.value == scores["sliced_wasserstein"]["best"]["value"]
+        assert trial.intermediate_values.keys() <= {2, 4}
+    killed = study().ask({"model.generator_optimizer.lr": optuna.distributions.UniformDistribution(1e-5, 1e-2)})
+    begun = sweep / f"2-lr={killed.params['model.generator_optimizer.lr']}"
+    shutil.copytree(sweep / jobs_of(sweep)[0], begun)  # killed after its end, before Optuna was told
+    # three trials that nothing can be worse than
+    for _ in range(3):
+        best = optuna.trial.create_trial(
+            params=killed.params, distributions=killed.distributions, value=0.0, intermediate_values={2: 0.0, 4: 0.0}
+        )
+        study().add_trial(best)
+    again = run("train.py", f"sweep={sweep}", "hydra.sweeper.n_trials=7", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "The search goes on after 5 of 7 trials" in again.stderr
+    trials = study().trials
+    assert trials[2].state == optuna.trial.TrialState.FAIL
+    assert trials[6].params == killed.params, "the killed trial is tried again"
+    assert trials[6].value == first[0].value, "from where it was"
+    assert "This run is finished" in again.stderr
+    assert len(trials) == 8
+    assert jobs_of(sweep)[2] == f"6-{begun.name.partition('-')[2]}"
+    assert jobs_of(sweep)[3].startswith("7-")
+    assert trials[-1].intermediate_values.keys() == {2}
+    assert "Ended: sliced_wasserstein is worse than that of most trials at step 2" in again.stderr
+
+
+def test_a_search_of_a_stranger_sets_nothing_else(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    OmegaConf.save({"task": ["seed=choice(0,1)"], "hydra": ["hydra/sweeper=optuna"]}, tmp_path / "sweep.yaml")
+    study = optuna.create_study(f"sqlite:///{tmp_path}/search.db", study_name="search")
+    study.enqueue_trial({"+hydra.job.env_set.GANFORGE_TRUST": "os"})
+    result = run("train.py", f"sweep={tmp_path}", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "A trial of this search sets +hydra.job.env_set.GANFORGE_TRUST" in result.stderr
+    assert jobs_of(tmp_path) == []
+
+
+def test_a_search_needs_something_to_search_for(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    lr = SEARCH[1]
+    for wrong, message in (
+        ([lr, "hydra.sweeper.direction=maximize"], "sliced_wasserstein asks for minimize"),
+        ([lr, "evaluate_every=null"], "set that, and evaluate_every"),
+        (["seed=0"], "has nothing to search: give an option several values"),
+    ):
+        result = run("train.py", "-m", *TINY, SEARCH[0], "hydra.sweeper.n_trials=1", *wrong, cwd=tmp_path)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+        assert ("No trial of this search came to a value" in result.stderr) == (lr in wrong)
+
+
+@pytest.mark.parametrize(
+    ("task", "hydra", "message"),
+    [
+        ("hydra/launcher=submitit_local", "", "may run code, or start more processes"),
+        ("+hydra.callbacks.x={_target_: os.getcwd}", "", "may run code, or start more processes"),
+        ("--config-dir=/tmp", "", "may run code, or start more processes"),
+        ("experiment=../../../tmp/evil", "", "may run code, or start more processes"),
+        ("seed=0", "hydra.sweeper.storage=redis://somewhere", "give that again"),
+        ("seed=0", "hydra/sweeper/sampler=cmaes", "give that again"),
+    ],
+)
+def test_records_that_steer_hydra_are_refused(tmp_path: Path, task: str, hydra: str, message: str) -> None:
+    OmegaConf.save({"task": [task], "hydra": [hydra] if hydra else []}, tmp_path / "sweep.yaml")
+    with pytest.raises(UserError, match=message):
+        with_record([f"sweep={tmp_path}"], tmp_path, ROOT / "conf")
+
+
+def test_a_broken_record_of_a_sweep_is_named(tmp_path: Path) -> None:
+    for content in ("a: [b", "[1, 2]", ""):
+        (tmp_path / "sweep.yaml").write_text(content)
+        with pytest.raises(UserError, match=r"sweep\.yaml"):
+            with_record([f"sweep={tmp_path}"], tmp_path, ROOT / "conf")
+
+
+def test_a_hostile_sweep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        "task: [model._target_=os.system, seed=0]\n"
+        "hydra: [hydra/launcher=submitit_local, 'hydra.launcher.setup=[touch x]', 'hydra.searchpath=[/tmp]',"
+        " 'hydra.sweeper.params._target_=os.system']\n"
+    )
+    result = run("train.py", f"sweep={tmp_path}", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "sweep.yaml has model._target_=os.system, which may run code" in result.stderr
+    assert not list(tmp_path.glob("*/"))
+    assert "is no sweep" in run("train.py", "sweep=/nowhere", cwd=tmp_path).stderr
