@@ -5,8 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 
-import torch._dynamo  # noqa: F401, which several ranks need
-import torch.utils.tensorboard  # noqa: F401
+import torch._dynamo  # which several ranks need
+import torch.utils.tensorboard
 import torchmetrics  # noqa: F401
 from hydra import compose, initialize_config_dir
 

@@ -231,7 +231,7 @@ ENDLESS = [*TINY_POINTS, "trainer.max_steps=1000000", "checkpoint_every=1000000"
 
 @contextmanager
 def training(commands: list[Command], folder: Path) -> Iterator[list[Command]]:
-    """An endless training once it has written its first checkpoint and made some steps; it does not outlive its test."""
+    """An endless training that has written its first checkpoint and made some steps; it does not outlive its test."""
     try:
         deadline = time.monotonic() + 120
         while not list(folder.glob("events.out.tfevents.*")) or not (folder / "checkpoints" / "last.ckpt").exists():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_DCGAN, TINY_POINTS, composed, equal, fitted, recorded, run, run_ranks, save_picture
+from conftest import TINY_DCGAN, TINY_POINTS, composed, equal, fitted, recorded, run, run_ranks, save_picture, slow
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -311,22 +311,21 @@ def values(output: str) -> dict[str, str]:
     return dict(re.findall(r"^(\w+)  +([-\d.e]+)$", output, re.MULTILINE))
 
 
-def test_one_two_and_three_processes_print_the_same(tmp_path: Path, fake_mnist: Path) -> None:
+@pytest.mark.parametrize("devices", [3, slow(2)])
+def test_several_processes_print_what_one_prints(tmp_path: Path, fake_mnist: Path, devices: int) -> None:
     folder = recorded(tmp_path / "a run=1", *DIGITS, *SMALL, f"data.root={fake_mnist}", "evaluate_every=2")
     # of 100 samples there are two chunks, so a third process has none of its own
     command = [f"run={folder}", "num_samples=100", "trainer=cpu", "checkpoint=last"]
     found = []
-    for devices in (1, 2, 3):
-        cache = tmp_path / f"cache-{devices}"  # so that the real statistics are computed by all, too
-        result, *others = run_ranks(devices, "evaluate.py", *command, f"cache_dir={cache}", cwd=tmp_path)
+    for count in (1, devices):
+        cache = tmp_path / f"cache-{count}"  # so that the real statistics are computed by all, too
+        result, *others = run_ranks(count, "evaluate.py", *command, f"cache_dir={cache}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert not any(other.stdout for other in others)
         found.append((values(result.stdout), {n: e["evaluated"][-1]["value"] for n, e in numbers(folder).items()}))
     assert len(found[0][0]) == 9
     assert found[1] == found[0], "to the bit"
-    assert found[2] == found[0]
-    assert not (tmp_path / "outputs").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"a run=1", "made_up", "cache-1", "cache-2", "cache-3"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a run=1", "made_up", "cache-1", f"cache-{devices}"}
 
 
 def test_a_run_is_evaluated_as_it_was_while_training(tmp_path: Path, fake_mnist: Path) -> None:
