@@ -1,4 +1,7 @@
-"""What the tests share: composing configs, training in process, and running the entry points."""
+"""What the tests share: composing configs, training in process, and running the entry points.
+
+The process that hands the tests out to workers loads this file as well, so functions import what is slow to import.
+"""
 
 import os
 import struct
@@ -9,23 +12,20 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
-from forking import Command, Ranks
+from forking import Command, Ranks, free_port
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from ganforge.cli.resolvers import register_resolvers
-from ganforge.experiment.build import Experiment, build
+if TYPE_CHECKING:
+    from ganforge.experiment.build import Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +56,8 @@ def slow(*values: Any) -> Any:
 
 def composed(*overrides: str, config: str = "train") -> DictConfig:
     """What Hydra composes: each choice of options once, and on a copy of it the values, by Hydra's own function."""
+    from ganforge.cli.resolvers import register_resolvers
+
     register_resolvers()
     chosen, values = [], []
     for override in map(_parsed, overrides):
@@ -77,8 +79,10 @@ def _chosen(config: str, *options: str) -> DictConfig:
         return compose(config, list(options))
 
 
-def fitted(folder: Path, *overrides: str, callbacks: list | None = None, checkpoint: Path | None = None) -> Experiment:
+def fitted(folder: Path, *overrides: str, callbacks: list | None = None, checkpoint: Path | None = None) -> "Experiment":
     """Train in this process; pictures are drawn only if `sample_every=` is among the overrides."""
+    from ganforge.experiment.build import build
+
     draws = any(override.startswith("sample_every=") for override in overrides)
     experiment = build(composed(*QUICK, *overrides, *([] if draws else ["~callbacks.samples"])), folder)
     experiment.trainer.callbacks[:0] = callbacks or []
@@ -101,6 +105,8 @@ def recorded(folder: Path, *overrides: str) -> Path:
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar as it stands in the files, repeated steps included."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
     found: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(path)).Load():
@@ -128,7 +134,7 @@ def run(
 
 def start_ranks(count: int, script: str, *arguments: str, cwd: Path, **environment: str) -> list[Command]:
     """Start a script with `trainer.devices=` in as many forks, as torchrun starts them."""
-    given = {**environment, "MASTER_PORT": str(find_free_network_port())}
+    given = {**environment, "MASTER_PORT": str(free_port())}
     options = [*arguments, f"trainer.devices={count}"]
     return [start(script, *options, cwd=cwd, **given, LOCAL_RANK=str(rank)) for rank in range(count)]
 
@@ -170,6 +176,8 @@ def test_data() -> Callable[[str], Path]:
 @pytest.fixture
 def fake_mnist(tmp_path: Path) -> Path:
     """A folder with 256 made-up digits in MNIST's format."""
+    import torch
+
     from ganforge.data.mnist_sources import FILES, _idx
 
     folder = tmp_path / "made_up"
@@ -239,6 +247,8 @@ def fake_celeba(tmp_path: Path) -> Path:
 
 def equal(first: object, second: object) -> bool:
     """Whether two nested structures are the same to the bit."""
+    import torch
+
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 
 @cache
@@ -103,7 +103,7 @@ class Ranks:
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
         """What the function returns in each rank. All ranks end where one of them fails."""
         if not self._pools:
-            port = find_free_network_port()
+            port = free_port()
             self._pools = [server().Pool(1, _be_rank, (rank, port)) for rank in range(self.count)]
         results = [pool.apply_async(function, arguments) for pool in self._pools]
         try:
@@ -120,3 +120,10 @@ class Ranks:
 
 def _be_rank(rank: int, port: int) -> None:
     os.environ.update(LOCAL_RANK=str(rank), MASTER_PORT=str(port))
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("", 0))
+        port: int = found.getsockname()[1]
+        return port

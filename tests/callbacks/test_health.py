@@ -125,14 +125,14 @@ def recording(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     judge = Health._judge
 
     def record(self: Health, trainer: Any, where: str, values: Mapping[str, float], memory: float) -> None:
-        rows.append([where, trainer.global_step, {name: float(f"{value:.4g}") for name, value in values.items()}])
+        rows.append([where, trainer.global_step, {name: float(f"{value:.3g}") for name, value in values.items()}])
         judge(self, trainer, where, values, memory)
 
     monkeypatch.setattr(Health, "_judge", record)
     yield
     if os.environ.get("GANFORGE_UPDATE_GOLDEN"):
         LOGS.mkdir(exist_ok=True)
-        lines = ",\n".join(map(json.dumps, rows))
+        lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
         (LOGS / f"{request.node.callspec.params['name'].replace(' ', '_')}.json").write_text(f"[\n{lines}\n]\n")
 
 

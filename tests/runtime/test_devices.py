@@ -108,8 +108,7 @@ def test_two_nodes_under_slurm_train_as_one_process(tmp_path: Path) -> None:
     assert "Going on after step 10 with trainer.max_steps=20." in again[0].result().stderr, (
         "a job that SLURM starts again goes on"
     )
-    single = run("train.py", *options, "trainer=cpu", "trainer.max_steps=20", "hydra.run.dir=one", cwd=tmp_path)
-    assert single.returncode == 0, single.stderr
+    fitted(tmp_path / "one", *options, "trainer=cpu", "trainer.max_steps=20")
     [both] = tmp_path.glob("logs/runs/*/*")
     assert both.name == "4321", "all tasks have the folder of the job"
     one, two = (scalars(folder)["loss_g/total"] for folder in (tmp_path / "one", both))
