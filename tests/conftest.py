@@ -61,8 +61,9 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
     register_resolvers()
     chosen, values = [], []
     for override in map(_parsed, overrides):
-        is_choice = (ROOT / "conf" / override.key_or_group).is_dir() and not isinstance(override.value(), dict)
-        (chosen if is_choice else values).append(override)
+        key = override.key_or_group
+        is_choice = (ROOT / "conf" / key).is_dir() and not isinstance(override.value(), dict)
+        (chosen if is_choice or key.startswith("hydra") else values).append(override)  # compose takes hydra's out
     made = deepcopy(_chosen(config, *(str(override.input_line) for override in chosen)))
     ConfigLoaderImpl._apply_overrides_to_config(values, made)
     return made
@@ -79,7 +80,9 @@ def _chosen(config: str, *options: str) -> DictConfig:
         return compose(config, list(options))
 
 
-def fitted(folder: Path, *overrides: str, callbacks: list | None = None, checkpoint: Path | None = None) -> "Experiment":
+def fitted(
+    folder: Path, *overrides: str, callbacks: list | None = None, checkpoint: Path | None = None
+) -> "Experiment":
     """Train in this process; pictures are drawn only if `sample_every=` is among the overrides."""
     from ganforge.experiment.build import build
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, composed, fitted, run, slow, tiny
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torchvision.models.vgg import make_layers
@@ -44,6 +45,26 @@ NEEDS |= {("experiment", f"pix2pix_{kind}"): PHOTOGRAPHS[1:2] for kind in ("quic
 NEEDS["experiment", "lapgan_paper"] = ["data.root=somewhere", "extractor=digits"]
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            "model=srgan",
+            "data=pairs",
+            "schedule=linear",
+            "data.batch_size=8",
+            "+model.new={a: 1}",
+            "~callbacks.samples",
+        ],
+        ["optimizer@model.generator_optimizer=sgd", "logger=[csv,tensorboard]", "++logger.csv.prefix=a", "name=x"],
+    ],
+)
+def test_the_tests_compose_as_hydra_does(overrides: list[str]) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = compose("train", overrides)
+    assert OmegaConf.to_yaml(composed(*overrides)) == OmegaConf.to_yaml(whole)
+
+
 def test_no_group_is_forgotten() -> None:
     assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"} == {*GROUPS, *ANYWHERE, "extractor"}
 
@@ -67,7 +88,7 @@ def test_choices_that_fit_anywhere_compose_and_instantiate(tmp_path: Path, chose
         overrides.append("model.discriminator.normalization=null")
     config = composed(*overrides, "trainer.accelerator=cpu")  # there may be no other here
     check(config, tmp_path)
-    assert config.schedule is None or callable(instantiate(config.schedule))
+    assert not config.schedule or callable(instantiate(config.schedule))
 
 
 def check(config: DictConfig, folder: Path) -> None:
