@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ganforge.data.base import Batch, TensorData
 from ganforge.data.images import open_image, to_8bit
-from ganforge.data.packing import progress_bar
 from ganforge.data.pairs import Pairs
 from ganforge.data.sources import open_source
 from ganforge.experiment.build import checkpoint_path, load_model, make_trainer, resolve_config
@@ -30,6 +29,7 @@ from ganforge.runs.record import evaluation_sections, read_record
 from ganforge.runs.untrusted import check_caches
 from ganforge.runtime.devices import cpu_count
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.progress import progress_bar
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:

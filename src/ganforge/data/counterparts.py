@@ -1,4 +1,4 @@
-"""Which low-quality image is the counterpart of which high-quality image."""
+"""Matches low-quality images to their high-quality counterparts."""
 
 import logging
 import re

@@ -20,14 +20,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ganforge.runtime.devices import cpu_count
 from ganforge.runtime.downloads import first_line
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.files import make_cache, read_json, write_atomic
+from ganforge.runtime.progress import progress_bar
 from ganforge.runtime.text import printable
 
 log = logging.getLogger(__name__)
@@ -219,11 +218,3 @@ def _check_space(folder: Path, needed: int) -> None:
             f"{folder} has {free / 1e9:.1f} GB free, packing needs {needed / 1e9:.1f} GB: make room, or choose another "
             "folder with data.cache_dir"
         )
-
-
-def progress_bar(description: str, total: int, completed: int = 0) -> Progress:
-    """A progress bar on stderr with the time remaining, for one task."""
-    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
-    bar.add_task("", total=total, completed=completed)
-    return bar

@@ -14,11 +14,11 @@ from filelock import FileLock
 from lightning.pytorch import Trainer
 
 from ganforge.data.base import TensorData
-from ganforge.data.packing import progress_bar
 from ganforge.metrics.extractors import Extractor, Points
 from ganforge.metrics.statistics import MAX_SAMPLES, Collector, Statistics
 from ganforge.randomness import CHUNK, chunk_rows, rank_chunks
 from ganforge.runtime.files import is_intact, make_cache, write_atomic
+from ganforge.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
