@@ -1,4 +1,4 @@
-"""Stopping a run well: on Ctrl-C or SIGTERM at the end of the step, and at once when a loss is no number any more."""
+"""Graceful shutdown: at the end of the step on Ctrl-C or SIGTERM, at once when a loss became NaN or infinite."""
 
 import logging
 import signal
@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from ganforge.runtime.errors import UserError
-from ganforge.sweeps import job
+from ganforge.sweeps.job import ignore_parent_death
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class GracefulShutdown(Callback):
     def _interrupt(self, trainer: Trainer, number: int) -> None:
         is_first, self.interrupted = not self.interrupted, number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        job.heard()
+        ignore_parent_death()
         if trainer.is_global_zero and is_first:
             with suppress(RuntimeError):  # the signal came while another line was written, which Python forbids
                 log.warning("Stopping at the end of this step. Ctrl-C again stops at once.")
@@ -61,10 +61,10 @@ class GracefulShutdown(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         bad_term = self._bad_term(pl_module)
-        # a signal during the reduction is for the next step: the other ranks do not know of it yet
+        # a signal that arrives during the reduction is for the next step: the other ranks do not know of it yet
         interrupted, diverged = self.interrupted, bad_term is not None
         if trainer.world_size > 1:
-            if not self._looks(pl_module):
+            if not self._is_checked(pl_module):
                 return
             flags = torch.tensor([interrupted, diverged], dtype=torch.int32, device=pl_module.device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
@@ -80,11 +80,11 @@ class GracefulShutdown(Callback):
             end_here(trainer)
 
     @staticmethod
-    def _looks(pl_module: Any) -> bool:
-        # reading a number makes a GPU wait, so there only the steps that wait anyway are looked at
+    def _is_checked(pl_module: Any) -> bool:
+        # reading a value makes a GPU wait, so there only the steps that wait anyway are checked
         return pl_module.device.type == "cpu" or pl_module.is_logging
 
     def _bad_term(self, pl_module: Any) -> str | None:
-        if not self._looks(pl_module):
+        if not self._is_checked(pl_module):
             return None
         return next((name for name, term in pl_module.terms.items() if not isfinite(term.item())), None)
