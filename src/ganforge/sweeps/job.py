@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,13 @@ ERROR = "error.txt"
 LAUNCHED_BY = "GANFORGE_JOB"
 """In the environment of a job: the id of the process that launched it."""
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class JobFailed(CompactHydraException):
     """A job of a sweep ended without a result."""
+
+
+class SweepStopped(KeyboardInterrupt):
+    """A signal, the argument, ended a sweep."""
 
 
 def is_job() -> bool:
@@ -52,57 +52,30 @@ def job_arguments(hydra: DictConfig, folder: Path) -> list[str]:
 
 
 def run_as_subprocess(script: Path) -> float | None:
-    """Run the job that Hydra's config describes, in a launcher's process, and return its objective.
+    """Run the job that Hydra's config describes, from a process of a launcher, and return its objective.
 
-    Raises JobFailed. Passes SIGINT and SIGTERM on to the job, which then saves.
+    Raises JobFailed. The job receives SIGTERM, and saves, when that process ends.
     """
     hydra: Any = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     (folder / ERROR).unlink(missing_ok=True)
     command = [sys.executable, str(script), *job_arguments(hydra, folder)]
-    environment = {**os.environ, LAUNCHED_BY: str(os.getpid())}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    received: list[int] = []
-
-    def pass_on(number: int, _: Any) -> None:
-        received.append(number)
-        process.send_signal(number)
-
-    with _signal_handler(pass_on):
-        status = process.wait()
-    kill_group(process.pid)
-    if received:
-        raise JobFailed(f"Stopped by {signal.Signals(received[0]).name}")
-    return objective_of(folder, status)
-
-
-@contextmanager
-def _signal_handler(handler: Any) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
-def kill_group(pid: int) -> None:
-    """End what a job that has ended has left, such as ranks that wait for it."""
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    process = subprocess.Popen(command, env={**os.environ, LAUNCHED_BY: str(os.getpid())})
+    return objective_of(folder, process.wait())
 
 
 def objective_of(folder: Path, status: int) -> float | None:
-    """The objective of a job that ended with a status, negative for a signal. Raises JobFailed where it is not 0."""
+    """The objective of a job whose process ended with a status, negative for a signal. Raises JobFailed if not 0."""
     if status == 0:
         return objective(folder)
-    reason = folder / ERROR
-    if not reason.exists():
+    path = folder / ERROR
+    if not path.exists():
         number = -status if status < 0 else status - 128
         is_signal = number in set(signal.Signals)
         how = f"was stopped by {signal.Signals(number).name}" if is_signal else f"ended with status {status}"
-        write_atomic(reason, f"its process {how}".encode())
-    raise JobFailed(f"{folder.name} failed: {reason.read_text(errors='replace').partition(chr(10))[0]}")
+        write_atomic(path, f"its process {how}".encode())
+    reason, _, _ = path.read_text(errors="replace").partition("\n")
+    raise JobFailed(f"{folder.name} failed: {reason}")
 
 
 def save_error(folder: Path, error: BaseException, message: str | None) -> None:

@@ -23,28 +23,18 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
-from ganforge.sweeps.job import (
-    ERROR,
-    LAUNCHED_BY,
-    STOP_SIGNALS,
-    JobFailed,
-    job_arguments,
-    kill_group,
-    objective_of,
-)
+from ganforge.sweeps.job import ERROR, LAUNCHED_BY, JobFailed, SweepStopped, job_arguments, objective_of
 
 log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 USED_BY_JOBS = ("torch.utils.tensorboard", "tensorboard.compat.tensorflow_stub", "matplotlib.backends.backend_agg")
 """Libraries that are imported late, and by most jobs."""
-
-
-class SweepStopped(KeyboardInterrupt):
-    """A signal, the argument, ended a sweep."""
 
 
 class LocalLauncher(Launcher):
@@ -64,29 +54,30 @@ class LocalLauncher(Launcher):
         script = Path(sys.argv[0]).resolve()
         for module in (f"ganforge.commands.{script.stem}", *USED_BY_JOBS):
             import_module(module)
-        waiting = list(enumerate(job_overrides, initial_job_idx))
-        jobs: list[JobProcess] = []
-        running: list[JobProcess] = []
-        stopped_by = None
+        results = self._run(list(enumerate(job_overrides, initial_job_idx)), script)
+        return [results[number] for number in sorted(results)]
+
+    def _run(self, waiting: list[tuple[int, Sequence[str]]], script: Path) -> dict[int, JobReturn]:
+        """Run numbered jobs, and return their results by number."""
+        results, running, stopped_by = {}, [], None
         with _stop_signals() as signals:
-            while running or (waiting and not stopped_by):
-                while waiting and not stopped_by and len(running) < self.n_jobs:
+            while running or waiting:
+                while waiting and len(running) < self.n_jobs:
                     running.append(JobProcess(self._compose(*waiting.pop(0)), script))
-                    jobs.append(running[-1])
-                    log.info("Job %s", jobs[-1].folder.name)
-                    jobs[-1].start()
+                    running[-1].start()
                 ready = wait([signals, *(job.sentinel for job in running)])
                 if signals in ready:
-                    stopped_by = os.read(signals, 1)[0]
+                    stopped_by, waiting = os.read(signals, 1)[0], []
                     for job in running:
                         job.send_signal(stopped_by)
                 for job in [job for job in running if job.sentinel in ready]:
-                    job.join()
-                    kill_group(job.pid)
                     running.remove(job)
+                    job.finish()
+                    if not stopped_by:
+                        results[job.config.hydra.job.num] = job.result()
         if stopped_by:
             raise SweepStopped(stopped_by)
-        return [job.result() for job in jobs]
+        return results
 
     def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -101,20 +92,21 @@ class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
 
     def __init__(self, config: DictConfig, script: Path):
         super().__init__()
-        self.config, self.script = config, script
+        self.config, self.script, self.launched_by = config, script, os.getpid()
         self.folder = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute()
         self.arguments = job_arguments(config.hydra, self.folder)
         (self.folder / ERROR).unlink(missing_ok=True)
 
     def start(self) -> None:
         """A signal that arrives meanwhile waits until the job no longer shares the launcher's handlers."""
+        log.info("Job %s", self.folder.name)
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         super().start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def run(self) -> None:
         os.setsid()
-        os.environ[LAUNCHED_BY] = str(os.getppid())
+        os.environ[LAUNCHED_BY] = str(self.launched_by)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -128,15 +120,14 @@ class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    def finish(self) -> None:
+        """End what the job has left, such as ranks that wait for it."""
+        self.join()
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     def result(self) -> JobReturn:
-        result = JobReturn(
-            overrides=list(self.config.hydra.overrides.task),
-            cfg=OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"]),
-            hydra_cfg=OmegaConf.masked_copy(self.config, "hydra"),
-            working_dir=str(Path.cwd()),
-            task_name=self.config.hydra.job.name,
-            status=JobStatus.COMPLETED,
-        )
+        result = JobReturn(self.arguments, self.config, status=JobStatus.COMPLETED)
         try:
             result.return_value = objective_of(self.folder, self.exitcode)
         except JobFailed as error:

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from ganforge.runtime.files import write_atomic
 from ganforge.runtime.overrides import key_of, parts
 from ganforge.runtime.text import printable
-from ganforge.sweeps.job import ERROR, is_job
+from ganforge.sweeps.job import ERROR, SweepStopped, is_job
 
 RECORD = "sweep.yaml"
 """In the folder of a sweep: what was asked for, which not every sweeper of Hydra writes down."""
@@ -29,11 +30,16 @@ class Sweep(Callback):
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, _stop)
         Sweep.folder = folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / RECORD).exists():
             asked = {key: config.hydra.overrides[key] for key in ("task", "hydra")}
             write_atomic(folder / RECORD, OmegaConf.to_yaml(asked).encode())
+
+
+def _stop(number: int, _: Any) -> None:
+    raise SweepStopped(number)
 
 
 def report(script: str, is_complete: bool, given: list[str]) -> None:
