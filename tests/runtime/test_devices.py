@@ -36,7 +36,7 @@ def test_two_processes_train_as_one(
     tmp_path: Path, fake_mnist: Path, pictures: Path, two_ranks: Ranks, name: str
 ) -> None:
     root = pictures if name == "srgan" else fake_mnist
-    options = [*MODELS[name], f"data.root={root}", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=20"]
+    options = [*MODELS[name], f"data.root={root}", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=8"]
     options += ["trainer.precision=64-true", "trainer.log_every_n_steps=1", "model.discriminator_steps=2"]
     options += ["regularizer=[r1,r2,gradient_penalty]", "trainer.enable_progress_bar=false"]
     fit(tmp_path / "1", *options, "trainer.devices=1")
@@ -55,7 +55,7 @@ def test_two_processes_train_as_one(
     for tag in (*logged_by_all, "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "slope", "diversity"):
         tag = game + tag
         one, two = ([value for _, value in values[tag]] for values in logged)
-        assert len(one) == 20
+        assert len(one) == 8
         assert two == pytest.approx(one, rel=1e-4), tag
     states = [
         torch.load(tmp_path / str(d) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for d in (1, 2)
@@ -104,23 +104,23 @@ def slurm(node: int, **others: str) -> dict[str, str]:
 
 
 def test_two_nodes_under_slurm_train_as_one_process(tmp_path: Path) -> None:
-    options = [*TINY_POINTS, "trainer.precision=64-true", "trainer.log_every_n_steps=1", "trainer.max_steps=10"]
-    options += ["evaluate_every=5", "checkpoint_every=5"]
+    options = [*TINY_POINTS, "trainer.precision=64-true", "trainer.log_every_n_steps=1", "trainer.max_steps=4"]
+    options += ["evaluate_every=2", "checkpoint_every=2"]
     start = partial(run, "train.py", *options, "trainer=slurm", "trainer.accelerator=cpu", cwd=tmp_path)
     with ThreadPoolExecutor() as pool:
         nodes = [pool.submit(start, **slurm(node)) for node in (0, 1)]
         for node in nodes:
             assert node.result().returncode == 0, node.result().stderr
-        again = [pool.submit(start, "trainer.max_steps=20", **slurm(node, RESTART_COUNT="1")) for node in (0, 1)]
+        again = [pool.submit(start, "trainer.max_steps=8", **slurm(node, RESTART_COUNT="1")) for node in (0, 1)]
     assert all(node.result().returncode == 0 for node in again)
-    assert "Going on after step 10 with trainer.max_steps=20." in again[0].result().stderr, (
+    assert "Going on after step 4 with trainer.max_steps=8." in again[0].result().stderr, (
         "a job that SLURM starts again goes on"
     )
-    fitted(tmp_path / "one", *options, "trainer=cpu", "trainer.max_steps=20")
+    fitted(tmp_path / "one", *options, "trainer=cpu", "trainer.max_steps=8")
     [both] = tmp_path.glob("logs/runs/*/*")
     assert both.name == "4321", "all tasks have the folder of the job"
     one, two = (scalars(folder)["loss_g/total"] for folder in (tmp_path / "one", both))
-    assert [step for step, _ in two] == list(range(1, 21))
+    assert [step for step, _ in two] == list(range(1, 9))
     assert [value for _, value in two] == pytest.approx([value for _, value in one], rel=1e-4)
 
 
