@@ -47,7 +47,7 @@ def test_cells_run(path: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("path", map(slow, NOTEBOOKS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [slow(path) for path in NOTEBOOKS], ids=lambda path: path.stem)
 @pytest.mark.usefixtures("_few_steps")
 def test_notebook_runs_in_jupyter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GANFORGE_NOTEBOOK_STEPS", "200" if "two_dimensions" in path.stem else "2")

@@ -146,7 +146,7 @@ def test_what_healthy_trainings_show_has_no_name(name: str) -> None:
     assert not replayed(name, patience=300)
 
 
-@pytest.mark.parametrize("name", map(slow, FAILURES))
+@pytest.mark.parametrize("name", [slow(name) for name in FAILURES])
 @pytest.mark.usefixtures("recording")
 def test_failures_are_named(tmp_path: Path, fake_mnist: Path, name: str) -> None:
     overrides, signs = FAILURES[name]
@@ -180,7 +180,7 @@ def test_samples_of_one_class_are_noticed(tmp_path: Path, test_data: Callable[[s
     assert "lost_classes" in {entry["sign"] for entry in health["signs"] if entry["where"] == "evaluation"}
 
 
-@pytest.mark.parametrize("name", map(slow, HEALTHY))
+@pytest.mark.parametrize("name", [slow(name) for name in HEALTHY])
 @pytest.mark.usefixtures("recording")
 def test_healthy_trainings_are_left_alone(tmp_path: Path, test_data: Callable[[str], Path], name: str) -> None:
     data = [f"data.root={test_data('mnist')}"] if "data=mnist" in HEALTHY[name] else []
