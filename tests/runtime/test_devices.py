@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, fit, fitted, run, scalars, tiny
+from conftest import TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, fit, fitted, run, scalars, slow, tiny
 from forking import Ranks
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
@@ -31,7 +31,7 @@ MODELS = {
 MODELS["srgan"].append("model.discriminator.normalization=null")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [slow(name) if name == "dcgan" else name for name in MODELS])  # is like srgan
 def test_two_processes_train_as_one(
     tmp_path: Path, fake_mnist: Path, pictures: Path, two_ranks: Ranks, name: str
 ) -> None:
