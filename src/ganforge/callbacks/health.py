@@ -7,13 +7,13 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from ganforge.callbacks.health_signs import EVALUATED, MEMORY, SIGNS, WATCHED, SignTracker
 from ganforge.callbacks.shutdown import Diverged, end_here
 from ganforge.metrics.callback import Evaluation
 from ganforge.metrics.scores import read_scores, write_health
+from ganforge.runs.loggers import log_text
 from ganforge.runtime.trainers import callback_of
 
 log = logging.getLogger(__name__)
@@ -131,9 +131,7 @@ class Health(Callback):
     def _say(self, trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
             log.warning("step %d: %s", trainer.global_step, text)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("health", text, trainer.global_step)
+        log_text(trainer.loggers, "health", text, trainer.global_step)
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:

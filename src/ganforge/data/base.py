@@ -53,7 +53,7 @@ class Steps:
     The rows follow one permutation of the data after the other, each from (seed, epoch), without a gap: an incomplete
     batch is completed from the next one. Every step takes `share.parts` batches, of each of which this rank gets its
     share, and has `take` make a batch of them. Starts at the step that `current_step` returns, so it needs no state to
-    resume in the middle of an epoch.
+    resume in the middle of an epoch. With `overfit_batches`, the first so many steps come over and over.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Steps:
         seed: int,
         share: Share,
         current_step: Callable[[], int],
+        overfit_batches: int | None = None,
     ):
         self.take = take
         self.size = size
@@ -71,6 +72,7 @@ class Steps:
         self.seed = seed
         self.share = share
         self.current_step = current_step
+        self.overfit_batches = overfit_batches
 
     def __len__(self) -> int:
         """Steps per epoch: the fewest that take as many rows as there are."""
@@ -93,6 +95,7 @@ class Steps:
         )
 
     def batch(self, step: int) -> Batch:
+        step = repeated(step, self.overfit_batches)
         return self.take(self.share.of(self.rows(step)), step)
 
     # The state that resuming needs is the trainer's step. Lightning asks for these before it trusts a loader.
@@ -103,12 +106,18 @@ class Steps:
         pass
 
 
+def repeated(step: int, overfit_batches: int | None) -> int:
+    """The step whose batch a step gets: its own, or one of the first `overfit_batches`."""
+    return step % overfit_batches if overfit_batches else step
+
+
 class TensorData(LightningDataModule):
     """Data that lies in memory or in a mapped file: uint8 images (N, C, H, W), or float points (N, 2).
 
     A subclass implements `load`. `shape` and `num_classes` are the facts that models are built on, and are checked
     against what was loaded. `batch_size` is the batch of the experiment, shared out over the devices; `num_samples`
-    is how many samples a validation generates; `flip` mirrors every other training image, at random.
+    is how many samples a validation generates; `flip` mirrors every other training image, at random;
+    `overfit_batches` is how many batches come over and over, flips and all; null: all.
     """
 
     terms: ClassVar[str] = "The data are files of whoever trained this: ask on which terms they have them."
@@ -124,8 +133,11 @@ class TensorData(LightningDataModule):
         num_samples: int = 10_000,
         flip: bool = False,
         seed: int = 0,
+        overfit_batches: int | None = None,
     ):
         super().__init__()
+        if overfit_batches is not None and overfit_batches < 1:
+            raise ValueError(f"overfit_batches={overfit_batches}: data.overfit_batches must be at least 1, or null")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: data.batch_size must be at least 1")
         if num_samples < 1:
@@ -138,6 +150,7 @@ class TensorData(LightningDataModule):
         self.num_samples = num_samples
         self.flip = flip
         self.seed = seed
+        self.overfit_batches = overfit_batches
         self.identity = ""
         """Names what the training data were made of, where that may change between two runs."""
         self.evaluated: Sequence[Any] = ()
@@ -208,13 +221,13 @@ class TensorData(LightningDataModule):
 
     def draws(self, stream: Stream, step: int) -> RankDraws:
         """Random numbers for the rows of a step."""
-        return RankDraws(generator(self.seed, stream, step), self.share)
+        return RankDraws(generator(self.seed, stream, repeated(step, self.overfit_batches)), self.share)
 
     def train_dataloader(self) -> Steps:
         assert self.real is not None
         assert self.trainer is not None
-        trainer = self.trainer
-        return Steps(self.take, len(self.real), self.batch_size, self.seed, self.share, lambda: trainer.global_step)
+        trainer, options = self.trainer, (self.batch_size, self.seed, self.share)
+        return Steps(self.take, len(self.real), *options, lambda: trainer.global_step, self.overfit_batches)
 
     def val_dataloader(self) -> DataLoader:
         """The chunks of sample indices that this rank generates."""
