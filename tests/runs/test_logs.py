@@ -16,7 +16,7 @@ from torch import nn
 from ganforge.cli.entry_point import _resuming
 from ganforge.commands.train import train
 from ganforge.experiment.trust import validate_untrusted
-from ganforge.models.game import Game
+from ganforge.models.gan import Game
 from ganforge.runs.loggers import log_image, log_text, resume_logs
 from ganforge.runs.logs import continue_csv, truncate_logs
 from ganforge.runs.untrusted import check_folder

@@ -29,8 +29,9 @@ from ganforge.runs.untrusted import check_caches
 from ganforge.runtime.devices import check_fits, rank
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.files import has_checkpoint, remove_parts
+from ganforge.runtime.lightning_private import is_finished
 from ganforge.runtime.overrides import key_of
-from ganforge.runtime.trainers import callback_of, is_done
+from ganforge.runtime.trainers import callback_of
 from ganforge.sweeps.job import is_job
 from ganforge.sweeps.resume import resume_job_config
 
@@ -141,7 +142,7 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
 def _is_over(state: dict[str, Any], trainer: Trainer) -> str:
     """Why a run is not to be gone on with from a checkpoint, or nothing."""
     step, health = state["global_step"], callback_of(trainer, Health)
-    if is_done(state, trainer):
+    if is_finished(state, trainer):
         limit = "max_steps" if -1 < trainer.max_steps <= step else "max_epochs"
         return f"This run is finished: its {step} steps are done. Raise trainer.{limit} to go on."
     if health is not None and health.on_collapse != "warn" and state_in(state).get("verdict") == "stop":

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from ganforge.models.game import Game
+from ganforge.models.gan import Game
 from ganforge.runs.folder import hyperparameters
 from ganforge.runs.logs import continue_csv, event_files, truncate_logs
 

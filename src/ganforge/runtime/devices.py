@@ -4,16 +4,16 @@ import os
 from collections.abc import Sequence
 
 import torch
-from lightning.fabric.utilities import rank_zero
 from omegaconf import DictConfig
 
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.lightning_private import environment_rank
 from ganforge.runtime.overrides import key_of
 
 
 def rank() -> int:
     """The rank of this process, also before training, when only the environment tells."""
-    return rank_zero._get_rank() or 0
+    return environment_rank() or 0
 
 
 def device_count(trainer: DictConfig) -> int:
