@@ -53,9 +53,8 @@ class WandB(WandbLogger):
         try:
             run = super().experiment
         except wandb.Error as error:
-            raise UserError(
-                f"logger=wandb: {error}. `wandb login` gives it an account, logger.wandb.offline=true needs none"
-            ) from error
+            said = str(error).rstrip(".")
+            raise UserError(f"logger=wandb: {said}. logger.wandb.offline=true needs no account") from error
         self._has_begun = True
         write_atomic(self.id_file, f"{self.version}\n".encode())
         self._remove_links_outside()
