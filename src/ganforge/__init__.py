@@ -15,9 +15,9 @@ def load_generator(path: "str | Path") -> "TrainedGenerator":
         generator = ganforge.load_generator("logs/runs/cgan-mnist/<time>")
         images = generator(16, seed=0, labels=[3, 7])  # (16, C, H, W) in [-1, 1]
 
-    Run folders, `.onnx` and `.safetensors` of strangers are harmless: they hold numbers, and a config that may make
-    nothing but networks and the like of known packages. A `.pt2` is not: torch unpickles parts of it and evaluates
-    others, so that it can run code. Load those of people you trust. Raises UserError.
+    Run folders, `.onnx` and `.safetensors` are safe to load from anyone: they hold numbers, and a config that can
+    create only networks and similar objects of known packages. A `.pt2` can run code, because torch unpickles parts of
+    it and evaluates others: load it only from people you trust. Raises UserError.
     """
     from ganforge.export import trained
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import nn
 
-from ganforge.cli.entry_point import _resuming
+from ganforge.cli.arguments import _resuming
 from ganforge.commands.train import train
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.models.gan import Game

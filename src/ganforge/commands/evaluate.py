@@ -15,8 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ganforge.data.base import Batch, TensorData
-from ganforge.data.images import open_image, upright
-from ganforge.data.packing import progress_bar
+from ganforge.data.images import open_image, to_8bit
 from ganforge.data.pairs import Pairs
 from ganforge.data.sources import open_source
 from ganforge.experiment.build import make_trainer
@@ -32,6 +31,7 @@ from ganforge.runs.record import evaluation_sections, read_record
 from ganforge.runs.untrusted import check_caches
 from ganforge.runtime.devices import cpu_count
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.progress import progress_bar
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -120,8 +120,8 @@ def _model(config: DictConfig) -> tuple[TensorData, LightningModule, dict[str, A
         config.data.num_samples = config.num_samples
     data = instantiate(config.data, _convert_="all")
     if isinstance(data, Pairs):
-        data.trains = False
-        if not data.sets[data.evaluated_split]:
+        data.for_training = False
+        if not data.sets[data.eval_split]:
             raise UserError("Say what to measure on: data.test=[<folder or zip of whole images>]")
     subject: dict[str, Any] = {}
     if config.run:
@@ -137,7 +137,7 @@ def _model(config: DictConfig) -> tuple[TensorData, LightningModule, dict[str, A
     check_pairs(data, model)
     if isinstance(data, Pairs):
         subject |= {"model": type(model).__name__, "scale": data.scale}
-        subject["sets"] = [str(entry) for entry in data.sets[data.evaluated_split]]
+        subject["sets"] = [str(entry) for entry in data.sets[data.eval_split]]
     return data, model, subject
 
 
@@ -163,7 +163,7 @@ class Files:
     def _decoded(self, name: str) -> Tensor:
         try:
             with self.source.open(name) as file, open_image(file) as image:
-                return torch.from_numpy(np.array(upright(image, 3))).permute(2, 0, 1)
+                return torch.from_numpy(np.array(to_8bit(image, 3))).permute(2, 0, 1)
         except Exception as error:  # broken files make libraries raise all kinds of errors
             raise UserError(f"{self.source.path / name} cannot be read: {error}") from error
 

@@ -17,7 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ganforge.data.base import to_uint8, to_unit_range
-from ganforge.data.images import open_image, upright
+from ganforge.data.images import open_image, to_8bit
 from ganforge.data.sources import open_source
 from ganforge.experiment.load import load_run
 from ganforge.experiment.validate import check_count, check_flag, check_seed
@@ -196,7 +196,7 @@ class SourceImage(NamedTuple):
             image = image.convert("RGBA")
             alpha = image.getchannel("A")
             image = image.convert("RGB")
-        return cls(to_unit_range(pil_to_tensor(upright(image, channels))), alpha, is_grey)
+        return cls(to_unit_range(pil_to_tensor(to_8bit(image, channels))), alpha, is_grey)
 
 
 def translated(model: GAN, seen: SourceImage) -> Image.Image:

@@ -39,7 +39,7 @@ def model_card(subject: Subject, record: DictConfig, model: GAN, interface: Inte
     parts += [_output(subject, interface, model)]
     parts += ["## Measured", *_measured(read_table(subject.run / "metrics.json", METRICS), subject.step)]
     parts += ["## Generator", _fenced(yaml.safe_dump(interface.generator, sort_keys=False).strip())]
-    parts += ["## Licence of the data", data.terms]  # type: ignore[attr-defined]
+    parts += ["## Licence of the data", data.license_note]  # type: ignore[attr-defined]
     parts += ["## Versions", ", ".join(f"{name} {number}" for name, number in versions().items())]
     return "\n\n".join(parts) + "\n"
 

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from ganforge.runs.untrusted import check_text
-from ganforge.runtime.devices import available
+from ganforge.runtime.devices import max_processes
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.overrides import override_values, parse_override, parts
 
@@ -79,8 +79,8 @@ def fits(argument: str) -> bool:
     if key not in COUNTS or value in ("auto", "-1"):
         return True
     if re.fullmatch(r"\[\d+(,\d+)*\]", value):
-        return value.count(",") < available(key)
-    return re.fullmatch(r"\d+(,\d+)*", value) is not None and max(map(int, value.split(","))) <= available(key)
+        return value.count(",") < max_processes(key)
+    return re.fullmatch(r"\d+(,\d+)*", value) is not None and max(map(int, value.split(","))) <= max_processes(key)
 
 
 @cache
