@@ -25,7 +25,7 @@ def options(group: str) -> list[str]:
 
 ANYWHERE = ["loss", "regularizer", "schedule", "trainer", "callbacks", "logger", "optimizer"]
 """Whose options fit every model and all data, so that one composition tries an option of each."""
-GROUPS = ["model", "data", "degradation", "experiment", "metrics", "content"]
+GROUPS = ["model", "data", "degradation", "experiment", "metrics", "content", "debug"]
 CHOICES = [(group, option) for group in GROUPS for option in options(group)]
 COMBINATIONS = list(
     islice(zip(*(cycle(options(group)) for group in ANYWHERE), strict=True), max(map(len, map(options, ANYWHERE))))

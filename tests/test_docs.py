@@ -73,7 +73,7 @@ def known() -> set[str]:
     for script in SCRIPTS:
         keys |= set(_keys(OmegaConf.to_container(composed(config=script))))
     for fitting, choices in (
-        ([], ("model", "data", "regularizer", "extractor")),
+        ([], ("model", "data", "regularizer", "extractor", "logger", "debug")),
         (["model=srgan", "data=pairs"], ("content", "degradation")),
     ):
         every = [

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
 from ganforge.callbacks.health import EVALUATION, Health
-from ganforge.callbacks.health_signs import MEMORY, SIGNS, SignTracker, swing
+from ganforge.callbacks.health_signs import LOG_WEIGHT, SIGNS, SignTracker, swing
 from ganforge.commands.train import train
 from ganforge.losses import NonSaturating
 from ganforge.runtime.files import read_json
@@ -112,9 +112,9 @@ def replayed(name: str, patience: int) -> set[str]:
     trackers: dict[str, SignTracker] = {}
     noticed = set()
     for where, step, values in json.loads((LOGS / f"{name.replace(' ', '_')}.json").read_text()):
-        tracker = trackers.setdefault(where, SignTracker(1.0 if where == EVALUATION else MEMORY))
-        tracker.see(values)
-        noticed |= {sign.name for sign in tracker.judge(step, patience)[0]}
+        tracker = trackers.setdefault(where, SignTracker(1.0 if where == EVALUATION else LOG_WEIGHT))
+        tracker.update(values)
+        noticed |= {sign.name for sign in tracker.check(step, patience)[0]}
     return noticed
 
 
@@ -122,13 +122,13 @@ def replayed(name: str, patience: int) -> set[str]:
 def recording(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Write what a training shows to LOGS, if that is asked for."""
     rows: list[Any] = []
-    judge = Health._judge
+    check = Health._check
 
-    def record(self: Health, trainer: Any, where: str, values: Mapping[str, float], memory: float) -> None:
+    def record(self: Health, trainer: Any, where: str, values: Mapping[str, float], weight: float) -> None:
         rows.append([where, trainer.global_step, {name: float(f"{value:.3g}") for name, value in values.items()}])
-        judge(self, trainer, where, values, memory)
+        check(self, trainer, where, values, weight)
 
-    monkeypatch.setattr(Health, "_judge", record)
+    monkeypatch.setattr(Health, "_check", record)
     yield
     if os.environ.get("GANFORGE_UPDATE_GOLDEN"):
         LOGS.mkdir(exist_ok=True)
@@ -167,10 +167,10 @@ def test_signs_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_samples_of_one_class_have_a_name() -> None:
-    tracker = SignTracker(memory=1.0)
-    tracker.see({"feature_diversity": 0.9, "classes": 0.15})
-    tracker.judge(0, patience=10)
-    assert [sign.name for sign in tracker.judge(10, patience=10)[0]] == ["lost_classes"]
+    tracker = SignTracker(weight=1.0)
+    tracker.update({"feature_diversity": 0.9, "classes": 0.15})
+    tracker.check(0, patience=10)
+    assert [sign.name for sign in tracker.check(10, patience=10)[0]] == ["lost_classes"]
 
 
 @pytest.mark.slow
