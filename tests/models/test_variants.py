@@ -18,11 +18,12 @@ from PIL import Image
 from torch import nn
 from torchvision.models.vgg import make_layers
 
-from ganforge.commands.sample import sample, translate
+from ganforge.commands.sample import sample
+from ganforge.commands.translate import translate
 from ganforge.content import VGG16, Pixels
 from ganforge.data.base import Batch
 from ganforge.experiment.build import build, load_data, start_from
-from ganforge.experiment.validate import check_scale
+from ganforge.experiment.compatibility import check_scale
 from ganforge.latents import Levels, Normal, Uniform
 from ganforge.metrics.extractors import Digits, frozen
 from ganforge.metrics.features import ClassAccuracy, frechet_distance
@@ -83,7 +84,10 @@ def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> 
     with pytest.raises(Exception, match=r"data\.condition=attribute: must be none, labels"):
         build(composed("model=cgan", "data=celeba", *options, "data.condition=attribute"), tmp_path)
     for wrong, message in (
-        (["data=celeba", "data.condition=identity"], r"identity: say of how many, .* data\.num_classes=10177"),
+        (
+            ["data=celeba", "data.condition=identity"],
+            r"identity: needs the number of identities, data\.num_classes=10177",
+        ),
         (["data=folder", "data.condition=labels"], r"data\.root has to be given"),
         (["data=folder", "data.condition=labels", "data.root=nowhere"], r"data\.root=nowhere: there is no such"),
         (["data=folder", "data.num_classes=3", "data.root=nowhere"], "which these data do not have"),
@@ -481,7 +485,7 @@ def test_samples_of_labels(
     names = sorted(path.name for path in drawn("labels=[3,1]", "num_samples=4", "separate=true").iterdir())
     assert names == ["000000-3.png", "000001-3.png", "000002-1.png", "000003-1.png"]
     for wrong, message in (
-        (["labels=[3,1]", "separate=true"], "is there already"),
+        (["labels=[3,1]", "separate=true"], "already exists"),
         (["labels=Smiling"], "not Smiling"),
         (["num_samples=abc"], "num_samples=abc: must be a whole number from 1"),
         (["seed=abc"], "seed=abc: must be a whole number from 0"),
@@ -489,7 +493,7 @@ def test_samples_of_labels(
         (["labels=1.5"], "labels: must be numbers from 0 to 9, not 1.5"),
         (["separate=npz"], "separate=npz: must be true or false"),
         (["format=jpg"], "format=jpg: must be png or npz"),
-        (["format=npz"], "format=npz: is of separate=true"),
+        (["format=npz"], "format=npz: needs separate=true"),
         (["output=x.png"], "output=x.png: must be a folder"),
     ):
         with pytest.raises(UserError) as error:
@@ -531,7 +535,7 @@ def test_images_made_of_images(tmp_path: Path, pictures: Path, capsys: pytest.Ca
 
     capsys.readouterr()
     assert drawn(f"input={source}/colours.png", f"output={tmp_path}/one") == [f"{tmp_path}/one/colours.png"]
-    with pytest.raises(UserError, match="would be written over"):
+    with pytest.raises(UserError, match="would overwrite an input"):
         drawn(f"input={source}/colours.png", f"output={source}")
     save_picture(source / "colours.jpg", 0)
     with pytest.raises(UserError, match="would both become"):

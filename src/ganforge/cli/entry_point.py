@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ganforge import __version__
 from ganforge.cli.resolvers import register_resolvers
-from ganforge.cli.spelling import check_spelling
+from ganforge.cli.spelling import check_spelling, options_of
 from ganforge.runs.record import evaluation_sections, read_record
 from ganforge.runtime.devices import rank
 from ganforge.runtime.errors import UserError, explanation
@@ -155,8 +155,7 @@ def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scra
         raise UserError("name= is the name of the whole sweep: its jobs are named by what differs")
     for key, value in map(parts, arguments):
         if value in ("null", "[]") and (conf / key).is_dir():
-            options = ", ".join(sorted(path.stem for path in (conf / key).glob("*.yaml")))
-            raise UserError(f"{key}={value}: choose one of {options}")
+            raise UserError(f"{key}={value}: choose one of {', '.join(options_of(conf / key))}")
     if config_name == "evaluate" and (run := _folder(arguments, "run")):
         arguments = _on_record(arguments, run, scratch)
     if (folder := _folder(arguments, "resume")) is not None:

@@ -25,18 +25,15 @@ from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint
 from ganforge.callbacks.shutdown import GracefulShutdown
 from ganforge.cli.resolvers import register_resolvers
 from ganforge.data.base import TensorData
-from ganforge.experiment.trust import validate_untrusted
-from ganforge.experiment.validate import (
+from ganforge.experiment.compatibility import (
     check_devices,
     check_loss,
     check_optimizers,
     check_partners,
-    check_parts,
-    check_seeds,
-    check_types,
-    check_values,
-    validates,
+    has_validations,
 )
+from ganforge.experiment.trust import validate_untrusted
+from ganforge.experiment.validate import check_groups, check_seeds, check_types, check_values
 from ganforge.metrics.callback import Evaluation
 from ganforge.models.gan import GAN
 from ganforge.runs.record import read_record
@@ -79,7 +76,7 @@ def build(config: DictConfig, folder: Path, is_new: bool = True) -> Experiment:
 
     `is_new`: whether training begins, rather than goes on from a checkpoint.
     """
-    check_parts(config)
+    check_groups(config)
     check_seeds(config)
     resolve_config(config, "data", "model", "trainer", "callbacks", "logger")
     check_values(config)
@@ -94,7 +91,7 @@ def build(config: DictConfig, folder: Path, is_new: bool = True) -> Experiment:
     if model.init_from and is_new:
         start_from(model, model.init_from)
     parts = dict(config.callbacks)
-    if not validates(config, data, model):  # what it needs, such as weights, may not be there
+    if not has_validations(config, data, model):  # what it needs, such as weights, may not be there
         parts.pop("evaluation", None)
     stopping = GracefulShutdown()
     callbacks = [stopping, *(instantiate(callback, _convert_="all") for callback in parts.values())]

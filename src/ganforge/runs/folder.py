@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ganforge import __version__
 from ganforge.models.gan import Game
+from ganforge.runs.folder_contents import read_yaml
 from ganforge.runs.record import read_resumed
-from ganforge.runs.untrusted import read_yaml
 from ganforge.runtime.files import write_atomic
 from ganforge.runtime.overrides import parse_override
 

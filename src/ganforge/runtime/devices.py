@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.fabric.utilities import rank_zero
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.overrides import key_of
@@ -18,13 +19,21 @@ def rank() -> int:
 
 def device_count(trainer: DictConfig) -> int:
     """How many processes a trainer's config asks for, on all nodes."""
-    devices = trainer.devices
-    if devices in ("auto", -1, "-1"):
+    count = requested_devices(trainer.devices)
+    if count is None:
         count = max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu", "cuda") else 1
-    else:
-        listed = [device for device in str(devices).split(",") if device.strip()]
-        count = int(devices) if str(devices).isdigit() else len(listed)
     return count * trainer.num_nodes
+
+
+def requested_devices(devices: Any) -> int | None:
+    """How many devices a value such as 2, "2", "0,1" or [0, 1] asks for; None for all of them, "auto" or -1."""
+    if isinstance(devices, list | ListConfig):
+        return len(devices)
+    try:
+        count = None if devices == "auto" else int(devices)
+    except (TypeError, ValueError):
+        return len([device for device in str(devices).split(",") if device.strip()])
+    return None if count == -1 else count
 
 
 def strategy(trainer: DictConfig) -> str:
@@ -45,8 +54,8 @@ def on_cpu(trainer: DictConfig) -> bool:
     return trainer.accelerator == "cpu" or not torch.cuda.is_available()
 
 
-def available(option: str) -> int:
-    """The most that an option which starts processes may be where nobody typed it: what this machine has room for."""
+def max_processes(option: str) -> int:
+    """How many processes this machine has room for: the limit of an option in a record."""
     if option == "trainer.num_nodes":
         return int(os.environ.get("SLURM_NNODES", 1))
     return max(torch.cuda.device_count(), cpu_count() or 1)
@@ -58,9 +67,9 @@ def check_fits(trainer: DictConfig, overrides: Sequence[str]) -> None:
         return  # which is told with the other types
     counts = {"trainer.devices": device_count(trainer) // trainer.num_nodes, "trainer.num_nodes": trainer.num_nodes}
     for option, count in counts.items():
-        if count > available(option) and not any(option == key_of(override) for override in overrides):
+        if count > max_processes(option) and not any(option == key_of(override) for override in overrides):
             raise UserError(
-                f"This run's record asks for {option}={count}, but this machine has room for {available(option)}. "
+                f"This run's record asks for {option}={count}, but this machine has room for {max_processes(option)}. "
                 f"Pass {option}= explicitly"
             )
 
