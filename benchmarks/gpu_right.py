@@ -64,7 +64,7 @@ class Trace(Callback):
         self.values: dict[str, list[float]] = defaultdict(list)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        logged: dict[str, float] = pl_module.logged  # type: ignore[assignment]
+        logged: dict[str, float] = pl_module.step_log.values  # type: ignore[assignment]
         for tag, value in logged.items():
             if "loss_" in tag or "gradient_norm/" in tag:
                 self.values[tag].append(value)
@@ -119,8 +119,8 @@ def _bfloat16(name: str, setting: Setting) -> dict[str, Any]:
     steps = 2 if setting.is_small else 200
     options = [*MODELS[name], _batch(name), "trainer.precision=bf16-mixed"]
     model = fit(ready(setting, options, steps, setting.new_folder(f"bf16-{name}")))
-    numbers = [*model.parameters(), *model.buffers(), *model.terms.values()]
-    last = {tag: value for tag, value in model.logged.items() if tag.endswith("/total")}
+    numbers = [*model.parameters(), *model.buffers(), *model.step_log.terms.values()]
+    last = {tag: value for tag, value in model.step_log.values.items() if tag.endswith("/total")}
     return {"passes": all(bool(number.isfinite().all()) for number in numbers), "steps": steps, "losses": last}
 
 

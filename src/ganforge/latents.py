@@ -67,6 +67,13 @@ class Levels(Latent):
         return coarsest, *(noise[:1].expand(len(coarsest), *noise.shape[1:]) for noise in finer)
 
 
+def to_device(latent: Any, device: Any, dtype: Any) -> Any:
+    """A latent on a device, in the precision of the network that gets it."""
+    if isinstance(latent, tuple):
+        return tuple(to_device(level, device, dtype) for level in latent)
+    return None if latent is None else latent.to(device=device, dtype=dtype)
+
+
 def cat_latents(latents: list[Any]) -> Any:
     """Draws of a latent as one."""
     return tuple(map(torch.cat, zip(*latents, strict=True))) if isinstance(latents[0], tuple) else torch.cat(latents)

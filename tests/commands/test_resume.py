@@ -81,7 +81,9 @@ class Recorder(Callback):
         self._copy(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.losses[trainer.global_step] = {n: v for n, v in pl_module.logged.items() if not n.startswith("time/")}
+        self.losses[trainer.global_step] = {
+            n: v for n, v in pl_module.step_log.values.items() if not n.startswith("time/")
+        }
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.validated.append(trainer.global_step)

@@ -13,9 +13,12 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ganforge.data.base import Batch, to_unit_range
 from ganforge.experiment.build import build
 from ganforge.experiment.trainer_options import PRECISIONS
 from ganforge.models.ema import moving_average
+from ganforge.models.gan import GAN, Game, LossTerms
+from ganforge.regularizers import R1, Scored, score
 from ganforge.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -97,8 +100,8 @@ class Rows(Callback):
         self.sizes.append(batch.size)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        if pl_module.is_logging:
-            self.rates[trainer.global_step] = pl_module.logged["time/images_per_second"]
+        if pl_module.step_log.is_due:
+            self.rates[trainer.global_step] = pl_module.step_log.values["time/images_per_second"]
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.validated.append(trainer.global_step)
@@ -138,11 +141,13 @@ class Flops(Callback):
         self.total = self.mode.get_total_flops()
 
 
+@pytest.mark.parametrize("regularizer", ["none", "r1", "r2", "[r1,r2]"])
 @pytest.mark.parametrize("model", ["gan", "dcgan"])
-def test_a_step_costs_the_minimum(tmp_path: Path, fake_mnist: Path, model: str) -> None:
+def test_a_step_costs_the_minimum(tmp_path: Path, fake_mnist: Path, model: str, regularizer: str) -> None:
     flops = Flops()
     options = [f"model={model}", f"data.root={fake_mnist}", "data.batch_size=16", "trainer.max_steps=1"]
-    experiment = fitted(tmp_path, *options, "sample_every=100", callbacks=[flops])
+    options += [f"regularizer={regularizer}", "trainer.log_every_n_steps=10", "sample_every=100"]
+    experiment = fitted(tmp_path, *options, callbacks=[flops])
     generator, discriminator = experiment.model.generator, experiment.model.discriminator
 
     def forward(network: nn.Module, value: torch.Tensor) -> tuple[int, int]:
@@ -159,19 +164,55 @@ def test_a_step_costs_the_minimum(tmp_path: Path, fake_mnist: Path, model: str) 
     # G: one forward; gradients of weights, and of inputs but for the latent. D: forward on real, fake and fake again;
     # its own update needs both gradients twice but for the images, G's update those of inputs only.
     minimum = (g + g + g - g_first) + (3 * d + 2 * (d + d - d_first) + d)
+    # A penalty shares the forward. It needs the gradient of inputs (d), and that of this gradient: with respect to the
+    # gradients that flow through the layers and to the weights (2 d). Nothing else reaches a piecewise linear D.
+    minimum += (regularizer.count("r1") + regularizer.count("r2")) * 3 * d
     assert flops.total == pytest.approx(minimum, rel=0.01)
 
 
-def test_generator_sees_no_gradient_of_discriminator_and_reals_only_if_needed(tmp_path: Path) -> None:
-    experiment = fitted(tmp_path, *TINY_POINTS)
-    assert all(p.requires_grad for p in experiment.model.discriminator.parameters())
-    calls: list[int] = []
-    experiment.model.discriminator.register_forward_hook(lambda *_: calls.append(1))
-    experiment.model.loss.needs_real = True  # type: ignore[misc]
-    batch = experiment.data.train_dataloader().batch(0)
-    game = experiment.model.games[0]
-    experiment.model.generator_loss(game, batch, batch.real)
-    assert len(calls) == 2
+class OwnLoss(GAN):
+    """Overrides D's loss without a call of super()."""
+
+    def discriminator_loss(self, game: Game, batch: Batch, real: Scored, fake: Scored) -> LossTerms:
+        return {"own": fake.logits.mean() - real.logits.mean()}
+
+
+def test_an_overridden_loss_keeps_penalties_and_log(tmp_path: Path) -> None:
+    options = [f"model._target_={__name__}.OwnLoss", "regularizer=[r1,r2]", "trainer.log_every_n_steps=1"]
+    model = fitted(tmp_path, *TINY_POINTS, *options).model
+    assert model.step_log.terms.keys() >= {"loss_d/own", "loss_d/r1", "loss_d/r2", "loss_d/total"}
+    assert {"logits/real", "diversity", "gradient_norm/d", "slope"} <= model.step_log.values.keys()
+
+
+@pytest.mark.parametrize("needs_real", [False, True])
+def test_an_update_scores_samples_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs_real: bool) -> None:
+    """Real and fake in D's update, whatever the penalties; fake in G's, and real only where the loss compares them."""
+    monkeypatch.setattr("ganforge.losses.NonSaturating.needs_real", needs_real)
+    experiment = build(composed(*QUICK, *TINY_POINTS, "regularizer=[r1,r2]", "trainer.max_steps=1"), tmp_path)
+    discriminator, calls = experiment.model.discriminator, []
+    discriminator.register_forward_hook(
+        lambda network, *_: calls.append(all(p.requires_grad for p in network.parameters()))
+    )
+    experiment.trainer.fit(experiment.model, datamodule=experiment.data)
+    assert calls == [True, True, False, False][: 3 + needs_real], "while G is updated, D's weights take no gradients"
+    assert all(parameter.requires_grad for parameter in discriminator.parameters())
+
+
+@pytest.mark.parametrize("model", ["gan", "dcgan"])
+def test_penalties_under_bf16_agree_with_float32(tmp_path: Path, fake_mnist: Path, model: str) -> None:
+    """They share a forward pass under autocast: within 1%."""
+    options = [f"model={model}", f"data.root={fake_mnist}", "data.batch_size=64", "trainer.max_steps=30"]
+    experiment = fitted(tmp_path, *options, *(TINY_MLP if model == "gan" else TINY_DCGAN), "regularizer=r1")
+    discriminator, batch = experiment.model.discriminator.train(), experiment.data.train_dataloader().batch(0)
+    real = to_unit_range(batch.real)
+
+    def penalty() -> float:
+        scored = score(discriminator, real, None, differentiable=True)
+        return R1(1)(discriminator, scored, scored).item()
+
+    expected = penalty()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert penalty() == pytest.approx(expected, rel=0.01)
 
 
 def test_moving_average_follows_its_definition() -> None:
@@ -284,7 +325,7 @@ def test_every_precision_clips_penalises_and_averages(tmp_path: Path, precision:
     options += [*TINY_POINTS, "model.moving_average_every=1", "evaluate_every=2"]
     norms = Norms()
     model = fitted(tmp_path, *options, callbacks=[norms]).model
-    assert all(0 < model.terms[f"loss_d/{name}"].item() < 100 for name in ("r1", "r2", "gradient_penalty"))
+    assert all(0 < model.step_log.terms[f"loss_d/{name}"].item() < 100 for name in ("r1", "r2", "gradient_penalty"))
     assert (max(norms.norms) <= 0.51) == (clip != "null")
     assert model.average is not None
     samples = model.samples(8, seed=1)

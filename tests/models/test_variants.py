@@ -32,6 +32,7 @@ from ganforge.metrics.statistics import Statistics
 from ganforge.models.tiling import in_tiles
 from ganforge.networks import lapgan, srresnet, unet
 from ganforge.networks.lapgan import gaussian_pyramid, levels_of, resized
+from ganforge.regularizers import score
 from ganforge.runs.record import read_record
 from ganforge.runtime.errors import UserError
 
@@ -50,10 +51,11 @@ def test_conditions_matter_and_are_learnt(tmp_path: Path, fake_mnist: Path, name
     for game in model.games:
         seen = model.prepare_batch(game, Batch(threes, labels))
         fake = model.generate(game, model.draw_latent(game, 4), seen.condition)
-        model.step_number = 1
-        terms = model.discriminator_loss(game, seen, fake.detach())
-        sum(terms.values()).backward()  # type: ignore[union-attr]
-        model.generator_loss(game, seen, fake)["adversarial"].backward()
+        real, detached, scored = (
+            score(game.discriminator, samples, seen.condition) for samples in (seen.real, fake.detach(), fake)
+        )
+        sum(model.discriminator_loss(game, seen, real, detached).values()).backward()  # type: ignore[union-attr]
+        model.generator_loss(game, seen, scored)["adversarial"].backward()
         for network in (game.generator, game.discriminator):
             rows = [m.weight.grad for m in network.modules() if type(m).__name__ == "Embedding"]
             assert rows, f"{type(network).__name__} has no embedding"
@@ -407,12 +409,12 @@ def test_terms_of_the_second_stage(tmp_path: Path, pictures: Path) -> None:
     options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
     options += ["model.pixel_weight=2", "model.adversarial_ramp=4", "model.content_weight=3", "trainer.max_steps=1"]
     model = fitted(tmp_path, *options).model
-    terms, expected = model.terms, 0.25 * 1e-3
+    terms, expected = model.step_log.terms, 0.25 * 1e-3
     assert terms["loss_g/pixels"].item() == pytest.approx(2 / 3 * terms["loss_g/content"].item())
     model.step_number = 1
     fake = model.generate(model.games[0], None, torch.rand(2, 3, 7, 7))
     batch = Batch(torch.rand(2, 3, 28, 28), torch.rand(2, 3, 7, 7))
-    ramped = model.generator_loss(model.games[0], batch, fake)["adversarial"]
+    ramped = model.generator_loss(model.games[0], batch, score(model.discriminator, fake, None))["adversarial"]
     whole = model.loss.generator(model.discriminator(fake, None))
     assert ramped.item() == pytest.approx(expected * whole.item())
 
@@ -423,7 +425,7 @@ def test_the_first_stage_leaves_the_discriminator_alone(tmp_path: Path, pictures
     model = fitted(tmp_path, *options, "model.stage=pretrain", "model.discriminator_steps=2").model
     assert equal(before, model.discriminator.state_dict())
     assert model.trainer.datamodule.share.parts == 1, "no rows for updates that are not made"
-    assert set(model.terms) == {"loss_g/pixels", "loss_g/total"}
+    assert set(model.step_log.terms) == {"loss_g/pixels", "loss_g/total"}
 
 
 def test_mistakes_with_pairs_are_found_before_training(tmp_path: Path, pictures: Path) -> None:

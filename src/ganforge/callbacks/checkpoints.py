@@ -20,6 +20,7 @@ from ganforge.runs.schemas import CHECKPOINT, VERSION, fault
 from ganforge.runtime.devices import rank
 from ganforge.runtime.errors import Damaged, UserError
 from ganforge.runtime.files import is_intact, write_atomic
+from ganforge.runtime.lightning_private import correct_progress, is_last_step, validates_after_step
 from ganforge.runtime.trainers import callback_of
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # Lightning takes a checkpoint from here for one of after the validation, and would skip that on resuming
-        if self._is_due(trainer) and not _validates(trainer):
+        if self._is_due(trainer) and not validates_after_step(trainer):
             self.save(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,14 +73,7 @@ class Checkpoints(Checkpoint):
             self.save(trainer, pl_module)
 
     def _is_due(self, trainer: Trainer) -> bool:
-        ends = trainer.should_stop or (
-            trainer.fit_loop.epoch_loop._is_training_done
-            and (
-                trainer.global_step >= trainer.fit_loop.epoch_loop.max_steps > -1
-                or trainer.current_epoch + 1 == trainer.max_epochs
-            )
-        )
-        return ends or trainer.global_step % self.every == 0
+        return is_last_step(trainer) or trainer.global_step % self.every == 0
 
     def save(self, trainer: Trainer, pl_module: Any) -> None:
         if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
@@ -106,14 +100,7 @@ class Checkpoints(Checkpoint):
             health.can_rewind |= is_proven
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # Lightning miscounts once it has gone on from the end of an epoch, and would train one too many
-        loops, step = checkpoint["loops"]["fit_loop"], trainer.global_step
-        done = max(step - 1, 0) // int(trainer.num_training_batches)
-        begun = done + (step > 0)
-        for progress in loops["epoch_progress"].values():
-            progress.update(ready=begun, started=begun, processed=done, completed=done)
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = max(step - 1, 0)
-        checkpoint["epoch"] = done
+        correct_progress(checkpoint, trainer)
 
     def _keep_best(self, trainer: Trainer) -> None:
         evaluation = callback_of(trainer, Evaluation)
@@ -127,12 +114,6 @@ class Checkpoints(Checkpoint):
             for other in folder.glob("best-*.ckpt"):
                 if other != path:
                     other.unlink()
-
-
-def _validates(trainer: Trainer) -> bool:
-    """Whether the current step is followed by a validation."""
-    loop = trainer.fit_loop
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
 
 def _link(path: Path, link: Path) -> None:

@@ -11,9 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from ganforge.callbacks.health_signs import EVALUATED, MEMORY, SIGNS, WATCHED, SignTracker
-from ganforge.callbacks.shutdown import Diverged, end_here
+from ganforge.callbacks.shutdown import Diverged
 from ganforge.metrics.callback import Evaluation
 from ganforge.metrics.scores import read_scores, write_health
+from ganforge.runtime.lightning_private import stop_after_step
 from ganforge.runtime.trainers import callback_of
 
 log = logging.getLogger(__name__)
@@ -84,9 +85,9 @@ class Health(Callback):
                 logger.save()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        if not pl_module.is_logging:
+        if not pl_module.step_log.is_due:
             return
-        logged = pl_module.logged
+        logged = pl_module.step_log.values
         for game in pl_module.games:
             values = {name: logged[game.tag(name)] for name in WATCHED if game.tag(name) in logged}
             tags = [game.tag(f"weight_norm/{player}") for player in "gd"]
@@ -122,7 +123,7 @@ class Health(Callback):
             self._write(trainer)
         if self.on_collapse != "warn" and any(sign.is_collapse for sign in begun):
             self.verdict = "rewind" if self._may_rewind else "stop"
-            end_here(trainer)
+            stop_after_step(trainer)
 
     @property
     def _may_rewind(self) -> bool:

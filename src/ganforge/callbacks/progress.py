@@ -60,7 +60,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._bar is None or (now := time.monotonic()) < self._next:
             return
-        values = describe(getattr(pl_module, "logged", {}))
+        values = describe(pl_module)
         self._bar.update(self._task, completed=trainer.global_step, values=values)
         self._next = now + self.refresh
         if self._bar.console.is_terminal:
@@ -85,7 +85,7 @@ class Progress(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None:
-            values = describe(getattr(pl_module, "logged", {}))
+            values = describe(pl_module)
             self._bar.update(self._task, completed=trainer.global_step, values=values)
         self._stop()
 
@@ -107,8 +107,9 @@ class Progress(ProgressBar):
                 handler.setStream(now)
 
 
-def describe(logged: dict[str, float]) -> str:
+def describe(pl_module: Any) -> str:
     """The losses as they were logged last, of several games side by side: `D 1.302/0.982  G 0.912/1.044`."""
+    logged = pl_module.step_log.values if hasattr(pl_module, "step_log") else {}
     parts = []
     for short, name in {"D": "loss_d/total", "G": "loss_g/total"}.items():
         values = [f"{value:.3f}" for tag, value in logged.items() if tag.endswith(name)]

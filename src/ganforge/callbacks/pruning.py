@@ -8,10 +8,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from ganforge.callbacks.shutdown import end_here
 from ganforge.metrics.callback import Evaluation
 from ganforge.metrics.scores import Better, objective
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.lightning_private import stop_after_step
 from ganforge.runtime.trainers import callback_of
 from ganforge.sweeps.sweep import direction_of
 
@@ -75,7 +75,7 @@ class Pruning(Callback):
             if trainer.is_global_zero:
                 log.info("Ended: %s is worse than that of most trials at step %d.", self._monitor, trainer.global_step)
             self.ended = True
-            end_here(trainer)
+            stop_after_step(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"ended": self.ended}

@@ -11,15 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.lightning_private import stop_after_step
 from ganforge.sweeps import job
 
 log = logging.getLogger(__name__)
-
-
-def end_here(trainer: Trainer) -> None:
-    """Have training end after the present step."""
-    # not trainer.should_stop: it would run a validation that is not due
-    trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
 
 
 class Diverged(UserError):
@@ -77,14 +72,14 @@ class GracefulShutdown(Callback):
             )
         if interrupted:
             self.interrupted = interrupted
-            end_here(trainer)
+            stop_after_step(trainer)
 
     @staticmethod
     def _looks(pl_module: Any) -> bool:
         # reading a number makes a GPU wait, so there only the steps that wait anyway are looked at
-        return pl_module.device.type == "cpu" or pl_module.is_logging
+        return pl_module.device.type == "cpu" or pl_module.step_log.is_due
 
     def _bad_term(self, pl_module: Any) -> str | None:
         if not self._looks(pl_module):
             return None
-        return next((name for name, term in pl_module.terms.items() if not isfinite(term.item())), None)
+        return next((name for name, term in pl_module.step_log.terms.items() if not isfinite(term.item())), None)

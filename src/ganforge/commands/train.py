@@ -30,8 +30,9 @@ from ganforge.runs.record import add_resumed, latest_resumed, read_overrides
 from ganforge.runtime.devices import check_fits, rank
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.files import has_checkpoint, remove_parts
+from ganforge.runtime.lightning_private import is_finished
 from ganforge.runtime.overrides import key_of
-from ganforge.runtime.trainers import callback_of, is_done
+from ganforge.runtime.trainers import callback_of
 from ganforge.sweeps.job import is_job
 from ganforge.sweeps.resume import resume_job_config
 
@@ -127,7 +128,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _why_over(state: dict[str, Any], trainer: Trainer) -> str:
     """Why there is nothing left to train after a checkpoint; empty if there is."""
     step, health = state["global_step"], callback_of(trainer, Health)
-    if is_done(state, trainer):
+    if is_finished(state, trainer):
         limit = "max_steps" if -1 < trainer.max_steps <= step else "max_epochs"
         return f"This run is finished: all of its {step} steps are done. Raise trainer.{limit} to train longer."
     if health is not None and health.on_collapse != "warn" and state_in(state).get("verdict") == "stop":

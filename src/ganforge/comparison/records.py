@@ -25,9 +25,9 @@ from ganforge.runs.record import read_overrides, read_record
 from ganforge.runs.schemas import METRICS, read_table
 from ganforge.runtime.errors import Damaged, UserError
 from ganforge.runtime.files import has_checkpoint, read_text
+from ganforge.runtime.lightning_private import is_finished
 from ganforge.runtime.overrides import key_of
 from ganforge.runtime.text import printable
-from ganforge.runtime.trainers import is_done
 from ganforge.sweeps.job import ERROR
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def _status(folder: Path, record: DictConfig) -> str:
         return f"stopped at step {step:,}: collapsed"
     if checkpoint["callbacks"].get(Pruning.__name__, {}).get("ended"):
         return f"ended by the search at step {step:,}"
-    if is_done(checkpoint, record.trainer):
+    if is_finished(checkpoint, record.trainer):
         return ""
     steps = record.trainer.max_steps
     return f"unfinished: step {step:,}" + (f" of {steps:,}" if steps > -1 else "")

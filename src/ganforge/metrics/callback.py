@@ -21,6 +21,7 @@ from ganforge.metrics.reference import real_statistics
 from ganforge.metrics.scores import Scores
 from ganforge.metrics.selection import SLOTS, MetricSelection
 from ganforge.metrics.statistics import Collector, Statistics, all_reduce_sum, check_all_seen
+from ganforge.models.ema import standing_statistics
 from ganforge.randomness import CHUNK, chunk_rows
 from ganforge.runs.folder import versions
 from ganforge.runtime.errors import UserError
@@ -126,7 +127,7 @@ class Evaluation(Callback):
             for i, images in enumerate(self.data.evaluated)
         }
         if self.standing_statistics:
-            self._undo.enter_context(pl_module.standing_statistics())
+            self._undo.enter_context(standing_statistics(pl_module))
 
     @torch.no_grad()
     def on_validation_batch_end(

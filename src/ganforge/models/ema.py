@@ -1,12 +1,14 @@
 """Averages: of a generator's weights, and of its BatchNorm statistics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from ganforge.randomness import Stream
 
 EMA_RAMPUP = 0.05
 """The largest half-life of a moving average, as a part of all updates so far."""
@@ -43,13 +45,45 @@ def preserve_mode(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-class ForwardAdapter(nn.Module):
-    """A network in the hands of `feed`, which calls it on what it makes of its input: for torch's `update_bn`."""
+def with_average(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The `state` of another run for a model whose state is `own`: with a moving average if the model has one.
 
-    def __init__(self, network: nn.Module, feed: Callable[[Any], Any]):
+    The average is that run's, or else its generator.
+    """
+    found = {name: value for name, value in state.items() if name in own or not name.startswith("average.")}
+    if not any(name.startswith("average.") for name in found):
+        for name in own:
+            if name.startswith("average."):
+                found[name] = state.get(name.replace("average.module.", "generator."), own[name])
+    return found
+
+
+@contextmanager
+def standing_statistics(model: Any, chunks: int = 16) -> Iterator[None]:
+    """Inside, the generator that a GAN samples from has BatchNorm statistics of its present weights, re-estimated on
+    chunks of samples (Brock et al., 2019). Afterwards it has its former ones."""
+    generator = model.sampling_generator
+
+    def forward(chunk: int) -> Tensor:
+        return model.generate(model.sampling_game, *model.sample_inputs(chunk, stream=Stream.STANDING))
+
+    before = {name: buffer.clone() for name, buffer in generator.named_buffers()}
+    with preserve_mode(generator):
+        update_bn(range(chunks), _Forward(generator, forward))
+    try:
+        yield
+    finally:
+        for name, buffer in generator.named_buffers():
+            buffer.copy_(before[name])
+
+
+class _Forward(nn.Module):
+    """Gives torch's `update_bn` a network whose call is `forward`."""
+
+    def __init__(self, network: nn.Module, forward: Callable[[Any], Tensor]):
         super().__init__()
         self.network = network
-        self.feed = feed
+        self.call = forward
 
-    def forward(self, source: Any) -> Any:
-        return self.feed(source)
+    def forward(self, inputs: Any) -> Tensor:
+        return self.call(inputs)

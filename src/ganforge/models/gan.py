@@ -1,46 +1,60 @@
 """The adversarial game: the alternating step that every variant is built on."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel
 
 from ganforge import randomness
 from ganforge.data.base import Batch, TensorData
-from ganforge.latents import Latent
+from ganforge.latents import Latent, to_device
 from ganforge.losses import Loss
-from ganforge.models.ema import ForwardAdapter, moving_average, preserve_mode
-from ganforge.models.game import Game, LossTerms
+from ganforge.models.ema import moving_average, preserve_mode, with_average
 from ganforge.models.sampler import Sampler
 from ganforge.models.step_log import StepLog
+from ganforge.models.updates import OptimizerOptions, frozen, has_update_hooks, parameters_of, profiled
 from ganforge.randomness import CHUNK, Stream
-from ganforge.regularizers import Regularizer
+from ganforge.regularizers import Regularizer, Scored, check_layers, score
+from ganforge.runtime.lightning_private import count_step, step_uncounted
+
+LossTerms = dict[str, Tensor]
+"""The summands of a loss, under their names in the config and the log."""
 
 
-class GAN(Sampler, StepLog):
-    """A generator and a discriminator in alternating steps (Goodfellow et al., 2014).
+class Game(NamedTuple):
+    """A generator against a discriminator; `latent` is None where G gets none, `name` tells several games apart."""
 
-    One step is `discriminator_steps` updates of D, each on real rows and fakes of its own, then `generator_steps`
+    generator: nn.Module
+    discriminator: nn.Module
+    latent: Latent | None
+    name: str = ""
+
+    def tag(self, value: str) -> str:
+        """The name of a value of this game in the log."""
+        return f"{self.name}/{value}" if self.name else value
+
+
+class GAN(Sampler, LightningModule):
+    """A generator and a discriminator in alternating updates (Goodfellow et al., 2014).
+
+    One step is `discriminator_steps` updates of D, each on its own real samples and fakes, then `generator_steps`
     updates of G; `trainer.global_step` counts steps, not optimizer calls. Optimizers and `schedule` are partials that
-    lack the parameters, or the optimizer. `gradient_clip` is a maximal norm per network.
+    lack the parameters, or the optimizer. `gradient_clip` is the largest norm of a network's gradient. Training starts
+    with the weights of the run folder `init_from`.
 
-    `init_from` is a run folder whose weights training starts with.
-
-    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`, `prepare_batch` where a game sees
-    something else of a batch, and `play` where a step is another one.
+    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`; `prepare_batch` where a game sees
+    something else of a batch; and `play` where a step has other updates.
     """
 
     from_images: ClassVar[bool] = False
-    """Whether samples are made of the images of pairs."""
+    """Whether samples are translated from images, those of pairs."""
     keeps_colours: ClassVar[bool] = False
-    """Whether they have the colours of those, so that grey stays grey."""
+    """Whether samples have the colours of the images they are translated from, so that grey stays grey."""
 
     def __init__(
         self,
@@ -63,21 +77,13 @@ class GAN(Sampler, StepLog):
     ):
         super().__init__()
         self.automatic_optimization = False
-        if min(discriminator_steps, generator_steps) < 1:
-            raise ValueError("discriminator_steps and generator_steps must be at least 1")
+        if min(discriminator_steps, generator_steps, moving_average_every) < 1:
+            raise ValueError("discriminator_steps, generator_steps and moving_average_every must be at least 1")
         if moving_average_decay is not None and not 0 <= moving_average_decay < 1:
             raise ValueError(f"moving_average_decay={moving_average_decay}: must be in [0, 1), or null for no average")
-        if moving_average_every < 1:
-            raise ValueError(f"moving_average_every={moving_average_every}: must be at least 1")
         if gradient_clip is not None and not gradient_clip > 0:
             raise ValueError(f"gradient_clip={gradient_clip}: must be a positive norm, or null for no clipping")
-        for name, regularizer in regularizers.items():
-            for module in discriminator.modules():
-                if isinstance(module, regularizer.refuses):
-                    raise ValueError(
-                        f"regularizer={name} does not work with a discriminator that has {type(module).__name__}: "
-                        "set model.discriminator.normalization=null"
-                    )
+        check_layers(regularizers, discriminator)
         self.generator = generator
         self.discriminator = discriminator
         self.latent = latent
@@ -95,12 +101,14 @@ class GAN(Sampler, StepLog):
         self.average_every = moving_average_every
         if moving_average_decay is not None:
             self.average = moving_average(generator, moving_average_decay**moving_average_every)
-        if compile:  # the networks, not the module; in place, which leaves the names of their weights alone
+        if compile:  # the networks in place: a compiled module would rename their weights
             generator.compile()
             discriminator.compile()
-
+        self.step_log = StepLog()
+        self.step_number = 0
+        """The number of the current step, from 1."""
         self.rewinds = 0
-        """How often training went back to an earlier checkpoint, and on with other random numbers."""
+        """How often training went back to an earlier checkpoint, to continue with other random numbers."""
         self._has_update_hooks = True
 
     # What a variant overrides ------------------------------------------------------------------------------------
@@ -109,138 +117,118 @@ class GAN(Sampler, StepLog):
     def games(self) -> list[Game]:
         return [Game(self.generator, self.discriminator, self.latent)]
 
+    @property
+    def needs_real(self) -> bool:
+        """Whether G's loss compares fake with real samples: D then scores both in G's update."""
+        return self.loss.needs_real
+
     def prepare_batch(self, game: Game, batch: Batch) -> Batch:
         return batch
 
     def generate(self, game: Game, latent: Any, condition: Any) -> Tensor:
         return game.generator(latent, condition)
 
-    def discriminator_loss(self, game: Game, batch: Batch, fake: Tensor) -> LossTerms:
-        real_logits = game.discriminator(batch.real, batch.condition)
-        fake_logits = game.discriminator(fake, batch.condition)
-        if self.is_logging:
-            self.log_game(game, batch.real, fake, real_logits, fake_logits)
-        terms = {"adversarial": self.loss.discriminator(real_logits, fake_logits)}
-        for name, regularizer in self.regularizers.items():
-            if self.step_number % regularizer.every == 0:
-                penalty = regularizer(game.discriminator, batch.real, fake, batch.condition)
-                terms[name] = regularizer.weight * regularizer.every * penalty
-        return terms
+    def discriminator_loss(self, game: Game, batch: Batch, real: Scored, fake: Scored) -> LossTerms:
+        return {"adversarial": self.loss.discriminator(real.logits, fake.logits)}
 
-    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> LossTerms:
-        fake_logits = game.discriminator(fake, batch.condition)
-        real_logits = game.discriminator(batch.real, batch.condition) if self.loss.needs_real else None
-        if self.is_logging:
-            self.log_loss_sensitivity(game, fake_logits, real_logits)
-        return {"adversarial": self.loss.generator(fake_logits, real_logits)}
+    def generator_loss(self, game: Game, batch: Batch, fake: Scored, real: Scored | None = None) -> LossTerms:
+        return {"adversarial": self.loss.generator(fake.logits, None if real is None else real.logits)}
 
     # The step ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self.start_step()
+        self.step_number = self.trainer.global_step + 1
+        self.step_log.start(self.trainer, self.step_number)
         ranks = self.global_rank, self.trainer.world_size
         randomness.start_step(self.seed, self.step_number, *ranks, self.device, self.rewinds)
-        optimizers = self._optimizers()
+        hooked = self._has_update_hooks
+        optimizers = map(step_uncounted, self.optimizers()) if hooked else iter(self.trainer.optimizers)
         for game in self.games:
             self.play(game, batch, next(optimizers), next(optimizers))
         if self.average is not None and self.step_number % self.average_every == 0:
-            self.average.update_parameters(self.generator)
+            with profiled("moving average"):
+                self.average.update_parameters(self.generator)
         if self.schedule:
             for schedule in self.lr_schedulers():  # type: ignore[union-attr]
                 schedule.step()
-        if self.is_logging:
-            self.write(batch.size * self.trainer.world_size)
-        self._count_step()
+        if self.step_log.is_due:
+            self.step_log.write(images=batch.size * self.trainer.world_size)
+        count_step(self.trainer)
 
     def play(self, game: Game, batch: Batch, optimizer_d: Optimizer, optimizer_g: Optimizer) -> None:
-        """One step of one game."""
+        """One step of one game: the updates of D, then those of G."""
         parts = [self.prepare_batch(game, part) for part in batch.split(self.discriminator_steps)]
         for part in parts:
-            # the last fake serves G's first update as well: G does not change in between
+            # the last fakes also serve G's first update: G does not change in between
             with torch.set_grad_enabled(part is parts[-1]):
                 fake = self.generate(game, self.draw_latent(game, part.size), part.condition)
-            terms = self.discriminator_loss(game, part, fake.detach())
-            self._update(game, "d", game.discriminator, optimizer_d, terms)
-        for repetition in range(self.generator_steps):
-            if repetition > 0:
-                fake = self.generate(game, self.draw_latent(game, part.size), part.condition)
-            with _frozen(optimizer_d):
-                terms = self.generator_loss(game, part, fake)
-                self._update(game, "g", game.generator, optimizer_g, terms)
+            self.update_discriminator(game, part, fake.detach(), optimizer_d)
+        with frozen(optimizer_d):
+            for repetition in range(self.generator_steps):
+                if repetition > 0:
+                    fake = self.generate(game, self.draw_latent(game, part.size), part.condition)
+                self.update_generator(game, part, fake, optimizer_g)
+
+    def update_discriminator(self, game: Game, batch: Batch, fake: Tensor, optimizer: Optimizer) -> None:
+        due = {name: penalty for name, penalty in self.regularizers.items() if self.step_number % penalty.every == 0}
+        differentiated = {penalty.differentiates for penalty in due.values()}
+        with profiled("D: loss"):
+            real_scored = score(game.discriminator, batch.real, batch.condition, "real" in differentiated)
+            fake_scored = score(game.discriminator, fake, batch.condition, "fake" in differentiated)
+            terms = self.discriminator_loss(game, batch, real_scored, fake_scored)
+        with profiled("D: penalties"):
+            for name, penalty in due.items():
+                value = penalty(game.discriminator, real_scored, fake_scored)
+                terms[name] = penalty.weight * penalty.every * value
+        self.step_log.add_scores(game, real_scored, fake_scored, self.loss.boundary)
+        self.update(game, "d", game.discriminator, optimizer, terms)
+
+    def update_generator(self, game: Game, batch: Batch, fake: Tensor, optimizer: Optimizer) -> None:
+        with profiled("G: loss"):
+            fake_scored = score(game.discriminator, fake, batch.condition)
+            real_scored = score(game.discriminator, batch.real, batch.condition) if self.needs_real else None
+            terms = self.generator_loss(game, batch, fake_scored, real_scored)
+        self.step_log.add_loss_sensitivity(game, self.loss, fake_scored, real_scored)
+        self.update(game, "g", game.generator, optimizer, terms)
+
+    def update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: LossTerms) -> None:
+        """Minimise the sum of the terms by one optimizer call; `player` is "d" or "g"."""
+        total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+        parameters = parameters_of(optimizer)
+        for parameter in parameters:
+            parameter.grad = None  # all that zero_grad does, which takes a tenth of a millisecond to get there
+        with profiled(f"{player.upper()}: backward"):
+            trained = [parameter for parameter in parameters if parameter.requires_grad]  # and no samples
+            if self._has_update_hooks:
+                self.manual_backward(total, inputs=trained)
+            else:
+                self.trainer.strategy.pre_backward(total)
+                total.backward(inputs=trained)
+        self.step_log.add_update(game, player, network, optimizer, {**terms, "total": total})
+        if self.gradient_clip is not None:
+            # not Lightning's clipping, which refuses fused optimizers under bf16-mixed without need
+            nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+        optimizer.step()
 
     def draw_latent(self, game: Game, count: int) -> Tensor | None:
         """This rank's rows of the latent of the whole batch."""
-        return None if game.latent is None else self._place(randomness.for_batch(game.latent, count))
-
-    def _place(self, latent: Any) -> Any:
-        if isinstance(latent, tuple):
-            return tuple(map(self._place, latent))
-        return latent.to(device=self.device, dtype=self.dtype)
-
-    def _update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: LossTerms) -> None:
-        total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
-        for parameter in _parameters(optimizer):
-            parameter.grad = None  # all that zero_grad does, which takes a tenth of a millisecond to get there
-        if self._has_update_hooks:
-            self.manual_backward(total)
-        else:
-            self.trainer.strategy.pre_backward(total)
-            total.backward()
-        self.log_update(game, player, network, optimizer, {**terms, "total": total})
-        if self.gradient_clip is not None:
-            # not Lightning's, which refuses fused optimizers at bf16-mixed though it has nothing to unscale there
-            nn.utils.clip_grad_norm_(_parameters(optimizer), self.gradient_clip)
-        optimizer.step()
+        return to_device(game.latent and randomness.for_batch(game.latent, count), self.device, self.dtype)
 
     # Lightning's side --------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        optimizers = [
-            partial(network.parameters())
-            for game in self.games
-            for partial, network in (
-                (self.discriminator_optimizer, game.discriminator),
-                (self.generator_optimizer, game.generator),
-            )
-        ]
+        optimizers = []
+        for game in self.games:
+            optimizers.append(self.discriminator_optimizer(game.discriminator.parameters()))
+            optimizers.append(self.generator_optimizer(game.generator.parameters()))
         return optimizers, [self.schedule(optimizer) for optimizer in optimizers] if self.schedule else []
 
-    def _optimizers(self) -> Iterator[Any]:
-        if not self._has_update_hooks:
-            yield from self.trainer.optimizers
-            return
-        for optimizer in self.optimizers():  # type: ignore[union-attr]
-            # Lightning would count every optimizer call as a step of the run (its issue 17958)
-            optimizer._on_before_step = optimizer._on_after_step = _nothing
-            yield optimizer
-
-    def _count_step(self) -> None:
-        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        progress.increment_ready()
-        progress.increment_completed()
-
     def on_fit_start(self) -> None:
-        # a checkpoint will restore the options of its optimizers; those of the config hold, as one may set them anew
-        self._options = []
-        for group in self._parameter_groups():
-            scheduled = ["lr", "initial_lr"] if self.schedule else []
-            if "max_momentum" in group:  # CyclicLR and OneCycleLR move more than the rate
-                scheduled += ["betas", "momentum"]
-            self._options.append({key: group[key] for key in group if key not in ("params", *scheduled)})
-
-    def _parameter_groups(self) -> Iterator[dict[str, Any]]:
-        return (group for optimizer in self.trainer.optimizers for group in optimizer.param_groups)
+        self._optimizer_options = OptimizerOptions(self.trainer.optimizers, is_scheduled=self.schedule is not None)
 
     def on_train_start(self) -> None:
-        # calling hooks that nobody has costs a few per cent of a small step
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        self._has_update_hooks = any(
-            is_overridden(hook, self, parent=LightningModule)
-            or any(is_overridden(hook, callback, parent=Callback) for callback in callbacks)
-            for hook in _HOOKS
-        )
-        for group, options in zip(self._parameter_groups(), self._options, strict=True):
-            group.update(options)
+        self._has_update_hooks = has_update_hooks(self, self.trainer)
+        self._optimizer_options.restore(self.trainer.optimizers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rewinds"] = self.rewinds
@@ -250,6 +238,9 @@ class GAN(Sampler, StepLog):
 
     def on_validation_start(self) -> None:
         self.broadcast_buffers()
+
+    def on_validation_end(self) -> None:
+        self.step_log.restart_clock()
 
     def broadcast_buffers(self) -> None:
         """Give all ranks the buffers of rank 0: under manual optimization DDP does not, and BatchNorm's drift apart."""
@@ -262,12 +253,7 @@ class GAN(Sampler, StepLog):
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Take the weights of another run. The moving average begins at that run's, or else at its generator."""
-        averages = {name: value for name, value in self.state_dict().items() if name.startswith("average.")}
-        both = averages and any(name.startswith("average.") for name in state)
-        kept = {name: value for name, value in state.items() if both or not name.startswith("average.")}
-        self.load_state_dict(kept if both else averages | kept)
-        if self.average is not None and not both:
-            self.average.module.load_state_dict(self.generator.state_dict())
+        self.load_state_dict(with_average(state, self.state_dict()))
 
     # Sampling ----------------------------------------------------------------------------------------------------
 
@@ -275,6 +261,10 @@ class GAN(Sampler, StepLog):
     def sampling_generator(self) -> nn.Module:
         """The generator that samples are drawn from: the moving average if there is one."""
         return self.generator if self.average is None else self.average.module
+
+    @property
+    def sampling_game(self) -> Game:
+        return Game(self.sampling_generator, self.discriminator, self.latent)
 
     @property
     def condition_size(self) -> int | None:
@@ -287,9 +277,8 @@ class GAN(Sampler, StepLog):
         generator = self.sampling_generator
         with preserve_mode(generator):
             generator.eval()
-            latent = None if latent is None else self._place(latent)
             condition = None if condition is None else condition.to(self.device)
-            return self.generate(Game(generator, self.discriminator, self.latent), latent, condition)
+            return self.generate(self.sampling_game, to_device(latent, self.device, self.dtype), condition)
 
     def preview(self, data: TensorData, count: int) -> tuple[Tensor, int | None]:
         """About `count` samples that show how training goes, and how many make a row of a grid if that matters."""
@@ -298,7 +287,8 @@ class GAN(Sampler, StepLog):
     def sample_inputs(self, chunk: int, stream: Stream = Stream.SAMPLES) -> tuple[Any, Tensor | None]:
         """Latents of the evaluation samples chunk * CHUNK, ..., and conditions like those of the data."""
         assert self.latent is not None
-        latent = self._place(randomness.sample_chunk(self.latent, self.seed, chunk, stream))
+        latent = randomness.sample_chunk(self.latent, self.seed, chunk, stream)
+        latent = to_device(latent, self.device, self.dtype)
         if self.condition_size is None:
             return latent, None
         draw = self.trainer.datamodule.draw_conditions  # type: ignore[attr-defined]
@@ -308,43 +298,3 @@ class GAN(Sampler, StepLog):
     def validation_step(self, chunk: int, batch_idx: int) -> Batch:  # type: ignore[override]
         latent, condition = self.sample_inputs(chunk)
         return Batch(self.sample(latent, condition), condition)
-
-    @contextmanager
-    def standing_statistics(self, chunks: int = 16) -> Iterator[None]:
-        """Inside, samples are drawn with BatchNorm statistics of the sampler's present weights, estimated on chunks of
-        samples (Brock et al., 2019); afterwards the former ones are back."""
-        generator = self.sampling_generator
-        before = {name: buffer.clone() for name, buffer in generator.named_buffers()}
-        game = Game(generator, self.discriminator, self.latent)
-        fed = ForwardAdapter(generator, lambda i: self.generate(game, *self.sample_inputs(i, stream=Stream.STANDING)))
-        with preserve_mode(generator):
-            update_bn(range(chunks), fed)
-        try:
-            yield
-        finally:
-            for name, buffer in generator.named_buffers():
-                buffer.copy_(before[name])
-
-
-_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
-"""Lightning's hooks around the updates."""
-
-
-def _nothing() -> None: ...
-
-
-def _parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-@contextmanager
-def _frozen(optimizer: Optimizer) -> Iterator[None]:
-    """Keep the parameters of an optimizer out of the graph."""
-    parameters = [parameter for parameter in _parameters(optimizer) if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ganforge.data.base import Batch, TensorData
-from ganforge.latents import Levels, Uniform
+from ganforge.latents import Levels, Uniform, to_device
 from ganforge.models.gan import GAN, Game
 from ganforge.networks.lapgan import Coarse, gaussian_pyramid, resized
 
@@ -71,6 +71,7 @@ class LAPGAN(GAN):
         if self.condition_size is not None:
             kinds = data.conditions()
             conditions = kinds[torch.arange(count) % len(kinds)].to(self.device)
-        steps = self.sampling_generator.steps(self._place(self.latents(count, self.seed)), conditions)  # type: ignore[operator]
+        latents = to_device(self.latents(count, self.seed), self.device, self.dtype)
+        steps = self.sampling_generator.steps(latents, conditions)  # type: ignore[operator]
         shown = [interpolate(images, self.sizes[-1]) for images in steps]
         return torch.stack(shown, dim=1).flatten(0, 1), len(self.sizes) * ceil(sqrt(count / len(self.sizes)))

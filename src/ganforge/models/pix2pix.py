@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 from ganforge.content import Content
 from ganforge.data.base import Batch
 from ganforge.models.gan import GAN, Game, LossTerms
+from ganforge.regularizers import Scored
 
 
 class Pix2Pix(GAN):
@@ -29,9 +30,9 @@ class Pix2Pix(GAN):
         self.content_weight = content_weight
         self.adversarial_weight = adversarial_weight
 
-    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> LossTerms:
-        adversarial = self.adversarial_weight * super().generator_loss(game, batch, fake)["adversarial"]
-        return {"adversarial": adversarial, "content": self.content_weight * self.content(fake, batch.real)}
+    def generator_loss(self, game: Game, batch: Batch, fake: Scored, real: Scored | None = None) -> LossTerms:
+        adversarial = self.adversarial_weight * super().generator_loss(game, batch, fake, real)["adversarial"]
+        return {"adversarial": adversarial, "content": self.content_weight * self.content(fake.samples, batch.real)}
 
     def prepare(self) -> None:
         self.content.prepare()

@@ -11,6 +11,7 @@ from ganforge.data.base import Batch
 from ganforge.models.gan import Game, LossTerms
 from ganforge.models.pix2pix import Pix2Pix
 from ganforge.models.tiling import in_tiles
+from ganforge.regularizers import Scored
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +63,12 @@ class SRGAN(Pix2Pix):
             super().play(game, batch, optimizer_d, optimizer_g)
             return
         fake = self.generate(game, None, batch.condition)
-        self._update(game, "g", game.generator, optimizer_g, {"pixels": self.pixels(fake, batch.real)})
+        self.update(game, "g", game.generator, optimizer_g, {"pixels": self.pixels(fake, batch.real)})
 
-    def generator_loss(self, game: Game, batch: Batch, fake: Tensor) -> LossTerms:
-        terms = super().generator_loss(game, batch, fake)
+    def generator_loss(self, game: Game, batch: Batch, fake: Scored, real: Scored | None = None) -> LossTerms:
+        terms = super().generator_loss(game, batch, fake, real)
         if self.pixel_weight:
-            terms["pixels"] = self.pixel_weight * self.pixels(fake, batch.real)
+            terms["pixels"] = self.pixel_weight * self.pixels(fake.samples, batch.real)
         if self.adversarial_ramp:
             terms["adversarial"] = min(1.0, self.step_number / self.adversarial_ramp) * terms["adversarial"]
         return terms

@@ -1,100 +1,111 @@
-"""What a step logs: the losses, the gradients, and what tells how a game goes."""
+"""What a training step logs: losses, gradient norms, and values that tell how a game goes."""
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ganforge.losses import Loss
-from ganforge.models.game import Game, LossTerms
+from ganforge.regularizers import Scored
+
+if TYPE_CHECKING:
+    from ganforge.models.gan import Game, LossTerms
 
 
-class StepLog(LightningModule):
-    """Gathers values in a step that logs, and writes their means over the ranks at its end."""
+class StepLog:
+    """Collects values in the steps that log, and writes their means over all ranks at the end of the step.
 
-    loss: Loss
+    It writes to the loggers directly: `LightningModule.log` costs a tenth of a small step and counts steps from 0.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.terms: LossTerms = {}
+        self.terms: dict[str, Tensor] = {}
         """The loss terms of the latest step."""
-        self.logged: dict[str, float] = {}
-        """What was logged last, averaged over the ranks."""
-        self.step_number = 0
-        """The number of the step being played, from 1."""
-        self.is_logging = False
-        self._records: LossTerms = {}
-        self._spreads: LossTerms = {}
-        """Of fakes and of reals (2,), of which all ranks together make the ratio."""
-        self._clock: tuple[int, float] | None = None
+        self.values: dict[str, float] = {}
+        """The latest values that were written, averaged over the ranks."""
+        self.is_due = False
+        """Whether the current step logs."""
+        self._step = 0
+        self._collected: dict[str, Tensor] = {}
+        self._spreads: dict[str, Tensor] = {}  # of fake and real samples, (2,)
+        self._clock: tuple[int, float] | None = None  # step and time at which the rate is measured from
 
-    def start_step(self) -> None:
-        self.step_number = self.trainer.global_step + 1
-        self.is_logging = self.step_number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        self.terms, self._records, self._spreads = {}, {}, {}
+    def start(self, trainer: Trainer, step: int) -> None:
+        """Start a step, counted from 1."""
+        self._trainer, self._step = trainer, step
+        self.is_due = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        self.terms, self._collected, self._spreads = {}, {}, {}
         if self._clock is None:
-            self._clock = self.step_number - 1, time.perf_counter()
+            self._clock = step - 1, time.perf_counter()
 
-    def record(self, game: Game, name: str, value: Tensor) -> None:
-        """Log the mean of a value, if this step is one that logs."""
-        if self.is_logging:
-            self._records[game.tag(name)] = value.detach().mean().float().to(self.device)
+    def restart_clock(self) -> None:
+        """Measure images per second from the next step on, without the validation that just ended."""
+        self._clock = None
 
-    def log_game(self, game: Game, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor) -> None:
-        """Log what tells how a game goes."""
-        self.record(game, "logits/real", real_logits)
-        self.record(game, "logits/fake", fake_logits)
-        if self.loss.boundary is not None:
-            self.record(game, "accuracy/real", (real_logits > self.loss.boundary).float())
-            self.record(game, "accuracy/fake", (fake_logits < self.loss.boundary).float())
-        if len(fake) * self.trainer.world_size > 1:
-            self._spreads[game.tag("diversity")] = torch.stack([self._spread(fake), self._spread(real)])
+    def add(self, tag: str, value: Tensor) -> None:
+        """Log the mean of a value, if the current step logs."""
+        if self.is_due:
+            self._collected[tag] = value.detach().mean().float().to(self._trainer.strategy.root_device)
+
+    def add_scores(self, game: "Game", real: Scored, fake: Scored, boundary: float | None) -> None:
+        """Log D's logits, its accuracy at a decision `boundary`, and the diversity of the fakes."""
+        if not self.is_due:
+            return
+        self.add(game.tag("logits/real"), real.logits)
+        self.add(game.tag("logits/fake"), fake.logits)
+        if boundary is not None:
+            self.add(game.tag("accuracy/real"), (real.logits > boundary).float())
+            self.add(game.tag("accuracy/fake"), (fake.logits < boundary).float())
+        if len(fake.samples) * self._trainer.world_size > 1:
+            spreads = [self._spread(scored.samples) for scored in (fake, real)]
+            self._spreads[game.tag("diversity")] = torch.stack(spreads)
 
     def _spread(self, samples: Tensor) -> Tensor:
-        """Mean square, over all values of this rank's samples, of the distance from the mean of the whole batch."""
+        """Mean squared distance of this rank's values from the mean over the whole batch."""
         samples = samples.detach().flatten(1).float()
-        mean = self.trainer.strategy.reduce(samples.mean(0), reduce_op="mean")
+        mean = self._trainer.strategy.reduce(samples.mean(0), reduce_op="mean")
         return (samples - mean).square().mean()
 
-    def log_loss_sensitivity(self, game: Game, fake_logits: Tensor, real_logits: Tensor | None) -> None:
-        """Log how much G's loss changes with D's output, which is 1 for a Wasserstein loss."""
-        logits = fake_logits.detach().requires_grad_()
-        loss = self.loss.generator(logits, None if real_logits is None else real_logits.detach())
-        self.record(game, "slope", torch.autograd.grad(loss, logits)[0].abs().sum())
+    def add_loss_sensitivity(self, game: "Game", loss: Loss, fake: Scored, real: Scored | None) -> None:
+        """Log how much G's loss changes with D's output: 1 for a Wasserstein loss, near 0 where it saturates."""
+        if not self.is_due:
+            return
+        logits = fake.logits.detach().requires_grad_()
+        value = loss.generator(logits, None if real is None else real.logits.detach())
+        self.add(game.tag("slope"), torch.autograd.grad(value, logits)[0].abs().sum())
 
-    def log_update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: LossTerms) -> None:
-        """Log the loss of an update, and the gradients that it made."""
+    def add_update(
+        self, game: "Game", player: str, network: nn.Module, optimizer: Optimizer, terms: "LossTerms"
+    ) -> None:
+        """Log the loss terms of an update and the norms of its gradients and weights."""
         for name, term in terms.items():
-            self.terms[game.tag(f"loss_{player}/{name}")] = term.detach()
-            self.record(game, f"loss_{player}/{name}", term)
-        if self.is_logging:
-            norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
-            self.record(game, f"gradient_norm/{player}", norm)
-            self.record(game, f"weight_norm/{player}", nn.utils.get_total_norm(network.parameters()))
-            if "initial_lr" in optimizer.param_groups[0]:  # there is a schedule
-                self.record(game, f"learning_rate/{player}", torch.tensor(optimizer.param_groups[0]["lr"]))
+            tag = game.tag(f"loss_{player}/{name}")
+            self.terms[tag] = term.detach()
+            self.add(tag, term)
+        if self.is_due:
+            gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+            self.add(game.tag(f"gradient_norm/{player}"), nn.utils.get_total_norm(gradients))
+            self.add(game.tag(f"weight_norm/{player}"), nn.utils.get_total_norm(network.parameters()))
+            group = optimizer.param_groups[0]
+            if "initial_lr" in group:  # set by learning rate schedulers
+                self.add(game.tag(f"learning_rate/{player}"), torch.tensor(group["lr"]))
 
     def write(self, images: int) -> None:
-        """Write what this step recorded; `images` are those of the whole batch.
-
-        Not by `self.log`, which costs a tenth of a small step, and numbers the steps from 0.
-        """
-        count = len(self._records)
-        values = torch.cat([torch.stack(list(self._records.values())), *self._spreads.values()])
-        means = self.trainer.strategy.reduce(values, reduce_op="mean")
-        self.logged = dict(zip(self._records, means[:count].tolist(), strict=True))
-        # a mean of the ranks' ratios would be another number
-        for name, (of_fakes, of_reals) in zip(self._spreads, means[count:].view(-1, 2), strict=True):
-            self.logged[name] = (of_fakes / of_reals).sqrt().item()
+        """Write what this step collected; `images` is the size of the whole batch."""
+        count = len(self._collected)
+        values = torch.cat([torch.stack(list(self._collected.values())), *self._spreads.values()])
+        means = self._trainer.strategy.reduce(values, reduce_op="mean")
+        self.values = dict(zip(self._collected, means[:count].tolist(), strict=True))
+        # the ratio of means: a mean of the ranks' ratios would depend on the number of devices
+        for tag, (fake, real) in zip(self._spreads, means[count:].view(-1, 2), strict=True):
+            self.values[tag] = (fake / real).sqrt().item()
         assert self._clock is not None
         step, then = self._clock
         now = time.perf_counter()
-        self.logged["time/images_per_second"] = images * (self.step_number - step) / (now - then)
-        self._clock = self.step_number, now
-        for logger in self.loggers:
-            logger.log_metrics(self.logged, step=self.step_number)
-
-    def on_validation_end(self) -> None:
-        self._clock = None  # images per second are those of training
+        self.values["time/images_per_second"] = images * (self._step - step) / (now - then)
+        self._clock = self._step, now
+        for logger in self._trainer.loggers:
+            logger.log_metrics(self.values, step=self._step)

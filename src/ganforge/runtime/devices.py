@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import rank_zero
 from omegaconf import DictConfig, ListConfig
 
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.lightning_private import environment_rank
 from ganforge.runtime.overrides import key_of
 
 
 def rank() -> int:
     """The rank of this process, also before training, when only the environment tells."""
-    return rank_zero._get_rank() or 0
+    return environment_rank() or 0
 
 
 def device_count(trainer: DictConfig) -> int:

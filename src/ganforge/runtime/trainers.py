@@ -1,10 +1,8 @@
 """What a trainer, or a checkpoint of one, tells only if asked in a roundabout way."""
 
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, Trainer
-from omegaconf import DictConfig
 
 Kind = TypeVar("Kind", bound=Callback)
 
@@ -20,11 +18,3 @@ def steps_of(trainer: Trainer) -> int | None:
     if trainer.max_epochs is not None and trainer.max_epochs > -1:
         limits.append(int(trainer.max_epochs * trainer.num_training_batches))
     return min(limits, default=None)
-
-
-def is_done(checkpoint: Mapping[str, Any], trainer: Trainer | DictConfig) -> bool:
-    """Whether a checkpoint is of the end of a run with this trainer, or with one of this config."""
-    steps, epochs = trainer.max_steps, -1 if trainer.max_epochs is None else trainer.max_epochs
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    epoch = checkpoint["epoch"] + progress["is_last_batch"]
-    return checkpoint["global_step"] >= steps > -1 or epoch >= epochs > -1
