@@ -1,6 +1,7 @@
 """What a run folder may hold, and what a record may set and instantiate, as pure functions."""
 
 import os
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -8,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT, composed
+from conftest import ROOT, TINY_POINTS, composed, fitted
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.experiment.trust import validate_untrusted
-from ganforge.runs.folder_contents import check_caches, check_config, check_folder, read_yaml
+from ganforge.runs.folder_contents import FILES, check_caches, check_config, check_folder, read_yaml
 from ganforge.runs.plain_overrides import is_plain
 from ganforge.runs.record import add_resumed, read_record
 from ganforge.runtime.devices import check_fits
@@ -107,6 +108,15 @@ def test_links_are_refused(tmp_path: Path, place: str) -> None:
     (run / place).symlink_to(outside)
     with pytest.raises(UserError, match="is a link, which may lead out of the run folder"):
         check_folder(run)
+
+
+def test_every_file_of_a_run_is_listed(tmp_path: Path) -> None:
+    fitted(tmp_path, *TINY_POINTS, "logger=[tensorboard,csv]")
+    varying = re.compile(r"events\.out\.tfevents\..*|best-.*\.ckpt|step-\d+\.png|training\.gif")
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file() and not varying.fullmatch(path.name)}
+    assert names
+    assert names <= set(FILES)
+    check_folder(tmp_path)
 
 
 def test_fifos_and_folders_in_place_of_files_are_refused(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def read_table(path: Path, schema: Any) -> dict[str, Any]:
 
 
 def fault(value: Any, schema: Any, place: str = "") -> str:
-    """How a value departs from its schema, such as "fid.step is a string, not an integer"; empty if it does not."""
+    """How a value departs from its schema, such as "fid.step is a string, not a whole number"; empty if it does not."""
     if isinstance(schema, tuple):
         faults = [fault(value, one, place) for one in schema]
         return "" if "" in faults else faults[0]
@@ -107,16 +107,16 @@ def fault(value: Any, schema: Any, place: str = "") -> str:
 
 def _table_fault(table: Mapping[Any, Any], schema: Mapping[Any, Any], place: str) -> str:
     named = {key.removesuffix("?"): key for key in schema if isinstance(key, str)}
-    other = next((key for key in schema if not isinstance(key, str)), None)
+    pattern = next((key for key in schema if not isinstance(key, str)), None)
     if missing := [name for name, key in named.items() if name == key and name not in table]:
         return f"{place}.{missing[0]} is missing".lstrip(".")
     for key, value in table.items():
         inside = f"{place}.{key if str(key).isprintable() else ascii(key)}".lstrip(".")
-        if key not in named and other is None:
+        if key not in named and pattern is None:
             continue
-        if key not in named and fault(key, other):
+        if key not in named and fault(key, pattern):
             return f"{inside} is not a valid key"
-        if wrong := fault(value, schema[named.get(key, other)], inside):
+        if wrong := fault(value, schema[named.get(key, pattern)], inside):
             return wrong
     return ""
 

@@ -36,11 +36,15 @@ def requested_devices(devices: Any) -> int | None:
     return None if count == -1 else count
 
 
+DDP = "ddp_find_unused_parameters_true"
+"""DDP that accepts an update in which only one of the networks has gradients."""
+
+
 def strategy(trainer: DictConfig) -> str:
-    """The strategy as configured; for several devices, `auto` is DDP that bears one network's gradients at a time."""
+    """The strategy as configured, where `auto` is DDP on several devices."""
     if trainer.strategy != "auto" or device_count(trainer) == 1:
         return trainer.strategy
-    return "ddp_find_unused_parameters_true"
+    return DDP
 
 
 def uses_sync_batchnorm(trainer: DictConfig) -> bool:
