@@ -134,17 +134,19 @@ def test_healthy_trainings_are_left_alone(tmp_path: Path, test_data: Callable[[s
 
 
 def test_signs_come_and_go_with_patience() -> None:
-    watched = SignTracker(memory=1.0)
+    tracker = SignTracker(weight=1.0)
 
-    def see(step: int, diversity: float) -> tuple[list[str], list[str]]:
-        watched.see({"diversity": diversity})
-        begun, over = watched.judge(step, patience=10)
+    def update(step: int, diversity: float) -> tuple[list[str], list[str]]:
+        tracker.update({"diversity": diversity})
+        begun, over = tracker.check(step, patience=10)
         return [sign.name for sign in begun], [sign.name for sign in over]
 
-    assert see(0, 0.9) == see(4, 0.01) == see(8, 0.9) == see(12, 0.01) == see(20, 0.01) == ([], [])  # for a moment
-    assert see(22, 0.01) == (["lost_diversity"], [])
-    assert see(30, 0.01) == see(34, 0.9) == ([], [])
-    assert see(40, 0.9) == ([], ["lost_diversity"])
+    assert (
+        update(0, 0.9) == update(4, 0.01) == update(8, 0.9) == update(12, 0.01) == update(20, 0.01) == ([], [])
+    )  # for a moment
+    assert update(22, 0.01) == (["lost_diversity"], [])
+    assert update(30, 0.01) == update(34, 0.9) == ([], [])
+    assert update(40, 0.9) == ([], ["lost_diversity"])
 
 
 @pytest.mark.parametrize(
@@ -224,10 +226,10 @@ def test_a_job_that_slurm_starts_again_goes_on_with_modules_of_ones_own(
 
 
 def test_games_without_the_usual_terms_are_watched_for_the_rest() -> None:
-    watched = SignTracker(memory=1.0)
-    watched.see({"accuracy/fake": 1.0, "accuracy/real": 1.0})  # a loss_g of other terms
-    assert [sign.name for sign in watched.judge(100, patience=1)[0]] == []
-    assert [sign.name for sign in watched.judge(200, patience=1)[0]] == ["discriminator_wins"]
+    tracker = SignTracker(weight=1.0)
+    tracker.update({"accuracy/fake": 1.0, "accuracy/real": 1.0})  # a loss_g of other terms
+    assert [sign.name for sign in tracker.check(100, patience=1)[0]] == []
+    assert [sign.name for sign in tracker.check(200, patience=1)[0]] == ["discriminator_wins"]
 
 
 def test_without_a_healthy_checkpoint_a_collapse_stops(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_log_lines_have_no_control_characters_of_a_config() -> None:
 def test_messages_to_the_person_have_none_either(tmp_path: Path) -> None:
     result = run("train.py", "resume=no\x1b[31mwhere", cwd=tmp_path)
     assert result.returncode == 2
-    assert "no\\x1b[31mwhere is no run folder" in result.stderr
+    assert "no\\x1b[31mwhere is not a run folder" in result.stderr
 
 
 def test_the_version_is_ours(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ COMMANDS = {
     "logger=null": (2, "logger=null: choose one of csv, tensorboard"),
     "loss=null": (2, "loss=null: choose one of hinge, least_squares"),
     "data.size=3": (2, r"data\.batch_size=20 is more than the 3 samples"),
-    "resume=nowhere": (2, "is no run folder"),
-    "+data.flip=true": (2, "flip=true: points have no mirror images"),
+    "resume=nowhere": (2, "is not a run folder"),
+    "+data.flip=true": (2, "flip=true: points cannot be mirrored"),
     "sweep=": (2, "sweep= has no value"),
     "regularizer=[]": (2, r"regularizer=\[\]: choose one of gradient_penalty"),
     "name=../elsewhere": (2, "name=../elsewhere: must not lead out of logs/"),
@@ -170,7 +170,7 @@ def test_mistakes_on_resuming(tmp_path: Path) -> None:
     assert run("train.py", *TINY, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
     for override, message in (
         ("loss=hinge", "loss= chooses anew"),
-        ("model.generator.hidden=[32]", "leave its networks as they were"),
+        ("model.generator.hidden=[32]", "do not change its networks"),
     ):
         resumed = run("train.py", f"resume={folder}", override, "trainer.max_steps=9", cwd=tmp_path)
         assert resumed.returncode == 2, resumed.stderr
@@ -184,7 +184,7 @@ def test_image_mistakes(tmp_path: Path, fake_mnist: Path, monkeypatch: pytest.Mo
         ([f"data.root={fake_mnist}", "data.image_size=30"], "DCGAN makes images of 28, 32"),
         (["data.root=/proc/nowhere"], "data.root=/proc/nowhere"),
         (["data.root=no/such/folder"], "data.root=no/such/folder: there is no folder"),
-        (["data=folder"], "data.root has to be given"),
+        (["data=folder"], "data.root is missing"),
     ):
         with pytest.raises(Exception) as error:  # noqa: PT011
             train(composed(*TINY_DCGAN, "trainer.max_steps=1", *options), tmp_path)

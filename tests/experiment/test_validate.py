@@ -1,11 +1,10 @@
 """Mistakes in a config end in one sentence before anything is trained or written."""
 
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUICK, ROOT, TINY_POINTS, composed, fitted
+from conftest import QUICK, TINY_POINTS, composed
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -122,34 +121,3 @@ def test_parts_that_may_be_left_out(tmp_path: Path) -> None:
     experiment = build(composed(*options), tmp_path)
     assert experiment.trainer.loggers == []
     assert not any(isinstance(callback, Samples) for callback in experiment.trainer.callbacks)
-
-
-class Generator(nn.Module):
-    """As the README's example of an architecture wants it."""
-
-    def __init__(self, latent_size: int, shape: list[int]):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(latent_size, prod(shape)), nn.Unflatten(1, shape))
-
-    def forward(self, latent: Tensor, condition: Any) -> Tensor:
-        return self.layers(latent)
-
-
-class Discriminator(nn.Module):
-    def __init__(self, shape: list[int]):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), 1), nn.Flatten(0))
-
-    def forward(self, sample: Tensor, condition: Any) -> Tensor:
-        return self.layers(sample)
-
-
-def test_the_readmes_architecture_trains(tmp_path: Path, fake_mnist: Path) -> None:
-    """Its yaml, with the two networks above in the place of its own."""
-    readme = (ROOT / "README.md").read_text()
-    block = readme.partition("### Add an architecture")[2].partition("```diff\n")[2].partition("```")[0]
-    yaml = block.replace("+", "").replace("ganforge.networks.my_networks", "test_validate")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.yaml").write_text(yaml)
-    options = [f"hydra.searchpath=[file://{tmp_path}]", "model=mine", f"data.root={fake_mnist}", "data.batch_size=16"]
-    assert fitted(tmp_path / "run", *options).trainer.global_step == 2

@@ -202,7 +202,7 @@ def test_the_card_escapes_what_the_folder_says(tmp_path: Path) -> None:
 def test_mistakes_get_one_message(runs: dict[str, Path], tmp_path: Path) -> None:
     for options, message in (
         (["format=foo"], "format=foo: must be onnx, torch_export, safetensors"),
-        (["run=nowhere"], "is no run folder"),
+        (["run=nowhere"], "is not a run folder"),
         (["checkpoint=nothing.ckpt"], "checkpoint=nothing.ckpt: must be last, best"),
         (["output=/proc/nowhere"], "output=/proc/nowhere cannot be written"),
     ):
@@ -210,7 +210,7 @@ def test_mistakes_get_one_message(runs: dict[str, Path], tmp_path: Path) -> None
             export(composed(f"run={runs['gan']}", f"output={tmp_path}", *options, config="export"))
     result = run("export.py", "format=onnx", cwd=tmp_path)
     assert result.returncode == 2
-    assert "run has to be given" in result.stderr
+    assert "run is missing" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -22,7 +22,7 @@ from ganforge.metrics.scores import Scores
 from ganforge.metrics.statistics import Collector, Features, Statistics
 from ganforge.models.ema import standing_statistics
 from ganforge.models.gan import GAN
-from ganforge.randomness import chunk_rows, chunks_of
+from ganforge.randomness import chunk_rows, rank_chunks
 from ganforge.runtime.errors import UserError
 
 DIGITS = ["model=dcgan", *TINY_DCGAN, "data=mnist", "data.batch_size=16", "data.num_samples=200"]
@@ -194,7 +194,7 @@ def collected(features: Tensor, count: int, world_size: int, keeps: bool = True)
 
     def collect(rank: int) -> Statistics | None:
         collector = Collector(count, ranks.trainer(rank), keeps)
-        for chunk in chunks_of(count, rank, world_size):
+        for chunk in rank_chunks(count, rank, world_size):
             rows = chunk_rows(chunk, count)
             collector.update(chunk, Features(features[rows], 2 * features[rows]), torch.arange(len(features))[rows])
         return collector.result()
@@ -209,7 +209,7 @@ def test_statistics_do_not_depend_on_who_saw_what(
     monkeypatch: pytest.MonkeyPatch, count: int, world_size: int, cap: int
 ) -> None:
     """To the bit; also where a rank sees no sample, or none that is kept."""
-    monkeypatch.setattr("ganforge.metrics.statistics.CAP", cap)
+    monkeypatch.setattr("ganforge.metrics.statistics.MAX_SAMPLES", cap)
     features = torch.randn(count, 3, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, count)[:, None]
     found, *others = collected(features, count, world_size)
     assert others == [None] * (world_size - 1)
@@ -279,10 +279,10 @@ def test_mistakes_are_found_before_training(tmp_path: Path, fake_mnist: Path) ->
     options = [*DIGITS, f"data.root={fake_mnist}", "evaluate_every=1"]
     for mistake, message in {
         "metrics.monitor=fidd": "metrics.monitor=fidd: no such metric. There are fid_digits, kid_digits",
-        "metrics=pairs": r"metrics.paired.psnr_y has nothing to compare in these data: use metrics=images",
-        "metrics=points": r"metrics.against_real.sliced_wasserstein is made of Points",
-        "metrics=stacked": r"metrics.against_real.modes is made of StackedDigits",
-        "+metrics.on_fakes.other={_target_: ganforge.metrics.features.Neighbourhoods}": "two numbers of one name",
+        "metrics=pairs": r"metrics.paired.psnr_y does not apply to these data: use metrics=images",
+        "metrics=points": r"metrics.against_real.sliced_wasserstein needs features of Points",
+        "metrics=stacked": r"metrics.against_real.modes needs features of StackedDigits",
+        "+metrics.on_fakes.other={_target_: ganforge.metrics.features.Neighbourhoods}": "two scores are called",
         "+metrics.fakes.black={_target_: test_evaluation.Blackness}": "has against_real, on_fakes, paired and monitor",
     }.items():
         with pytest.raises(Exception, match=message):
@@ -454,7 +454,7 @@ def test_a_sweep_of_evaluations(tmp_path: Path, fake_mnist: Path) -> None:
         ("model=dcgan data=mnist", "has to be trained first"),
         ("model=bicubic data=mnist", "makes images from images: it needs data=pairs"),
         ("model=bicubic data=pairs", "data.test="),
-        ("run=nowhere", "is no run folder"),
+        ("run=nowhere", "is not a run folder"),
         ("model=bicubic data=pairs num_samples=2.5", "num_samples=2.5: must be a whole number from 1"),
         ("model=bicubic data=pairs output=/proc/x/y.json", "output=/proc/x/y.json cannot be written"),
     ],

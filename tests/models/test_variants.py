@@ -25,13 +25,13 @@ from ganforge.data.base import Batch
 from ganforge.experiment.build import build, load_data, start_from
 from ganforge.experiment.compatibility import check_scale
 from ganforge.latents import Levels, Normal, Uniform
-from ganforge.metrics.extractors import Digits, frozen
+from ganforge.metrics.extractors import Digits, freeze
 from ganforge.metrics.features import ClassAccuracy, frechet_distance
-from ganforge.metrics.levels import Coarse
+from ganforge.metrics.levels import Downsampled
 from ganforge.metrics.statistics import Statistics
 from ganforge.models.tiling import in_tiles
 from ganforge.networks import lapgan, srresnet, unet
-from ganforge.networks.lapgan import gaussian_pyramid, levels_of, resized
+from ganforge.networks.lapgan import gaussian_pyramid, level_sizes, resized
 from ganforge.regularizers import score
 from ganforge.runs.record import read_record
 from ganforge.runtime.errors import UserError
@@ -79,7 +79,7 @@ def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> 
     faces = build(composed("model=cgan", "data=celeba", *options, "extractor=digits"), tmp_path).data
     assert faces.conditions(["Smiling", "Male+Smiling", "none"]).tolist() == [[1, 0], [1, 1], [0, 0]]
     assert faces.conditions().tolist() == [[0, 0], [1, 0], [0, 1]]
-    with pytest.raises(UserError, match=r"this run knows Smiling, Male.*not Happy"):
+    with pytest.raises(UserError, match=r"labels: must be Smiling, Male.*not Happy"):
         faces.conditions(["Happy"])
     alone = [options[0], "data.attributes=Smiling", options[2], "extractor=digits"]
     assert build(composed("model=cgan", "data=celeba", *alone), tmp_path).data.conditions().tolist() == [[0], [1]]
@@ -90,7 +90,7 @@ def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> 
             ["data=celeba", "data.condition=identity"],
             r"identity: needs the number of identities, data\.num_classes=10177",
         ),
-        (["data=folder", "data.condition=labels"], r"data\.root has to be given"),
+        (["data=folder", "data.condition=labels"], r"data\.root is missing"),
         (["data=folder", "data.condition=labels", "data.root=nowhere"], r"data\.root=nowhere: there is no such"),
         (["data=folder", "data.num_classes=3", "data.root=nowhere"], "which these data do not have"),
         (["data=pairs", f"data.root={fake_celeba}"], "which these data do not have"),
@@ -161,13 +161,13 @@ def test_the_pyramid_is_linear_and_invertible(sizes: tuple[int, ...]) -> None:
 
 
 def test_levels() -> None:
-    assert levels_of(28) == [7, 14, 28]
-    assert levels_of(64) == [8, 16, 32, 64]
-    assert levels_of(28, [8, 14, 28]) == [8, 14, 28]
+    assert level_sizes(28) == [7, 14, 28]
+    assert level_sizes(64) == [8, 16, 32, 64]
+    assert level_sizes(28, [8, 14, 28]) == [8, 14, 28]
     wrong: Any
     for wrong in ([14, 7, 28], [7, 14], [28], [1, 28], 28, [7.0, 28], ["seven", 28]):
-        with pytest.raises(ValueError, match=r"levels=.* rise to"):
-            levels_of(28, wrong)
+        with pytest.raises(ValueError, match=r"levels=.* ascending"):
+            level_sizes(28, wrong)
 
 
 @pytest.mark.parametrize("size", [28, 32, 48, 64, 96])
@@ -180,7 +180,7 @@ def test_lapgan_shapes(size: int, condition_size: int | None) -> None:
     steps = generator.steps(latents, label)
     assert [tuple(images.shape) for images in steps] == [(2, 3, side, side) for side in generator.sizes]
     for level, images in zip(discriminator.levels, steps, strict=True):
-        assert level(images, lapgan.Coarse(None, label)).shape == (2,)
+        assert level(images, lapgan.LevelCondition(None, label)).shape == (2,)
 
 
 def state_of(model: Any, size: int) -> dict[str, torch.Tensor]:
@@ -212,13 +212,13 @@ def test_a_level_is_trained_again_alone(tmp_path: Path, fake_mnist: Path) -> Non
     start_from(second, str(tmp_path / "first"))
     average = first.average.module.state_dict()  # type: ignore[union-attr]
     start = second.generator.state_dict()
-    frozen = {name: value for name, value in average.items() if not name.startswith("levels.2.")}
-    assert equal(frozen, {name: start[name] for name in frozen})
+    freeze = {name: value for name, value in average.items() if not name.startswith("levels.2.")}
+    assert equal(freeze, {name: start[name] for name in freeze})
     second = fitted(tmp_path / "third", *options, "model.train_levels=[28]").model
     second.start_from(first.state_dict())
     second.average.update_parameters(second.generator)  # type: ignore[union-attr]
     after = second.average.module.state_dict()  # type: ignore[union-attr]
-    assert equal(frozen, {name: after[name] for name in frozen}), "what is not trained is sampled as before"
+    assert equal(freeze, {name: after[name] for name in freeze}), "what is not trained is sampled as before"
 
 
 def test_levels_see_real_coarse_images(tmp_path: Path, fake_mnist: Path) -> None:
@@ -238,7 +238,7 @@ def test_the_distance_of_a_level_does_not_see_finer_detail() -> None:
     real = torch.nn.functional.interpolate(real, (28, 28), mode="bilinear")
     detail = 50 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(14, 14)
     shifted = real.flip(0).roll(8, dims=-1)
-    extractor = frozen(Coarse(Digits(), 7))
+    extractor = freeze(Downsampled(Digits(), 7))
     sets = [extractor(images.byte()).features.double() for images in (real, real + detail, shifted)]
     (right, *moments) = [(features.mean(0), torch.cov(features.T)) for features in sets]
     finer, other = (frechet_distance(*right, *fake) for fake in moments)
@@ -401,7 +401,7 @@ def test_weights_of_other_runs(tmp_path: Path, fake_mnist: Path) -> None:
     assert equal(bare.generator.state_dict(), averaged.sampling_generator.state_dict())
     with pytest.raises(UserError, match=r"model\.init_from=.*/first: the networks of that run are others"):
         build(composed(*tiny("cgan"), f"data.root={fake_mnist}", start), tmp_path)
-    with pytest.raises(UserError, match=r"model\.init_from=.*: .* is no run folder"):
+    with pytest.raises(UserError, match=r"model\.init_from=.*: .* is not a run folder"):
         build(composed(*options, f"model.init_from={tmp_path}"), tmp_path)
 
 
@@ -424,7 +424,7 @@ def test_the_first_stage_leaves_the_discriminator_alone(tmp_path: Path, pictures
     before = build(composed(*options), tmp_path / "x").model.discriminator.state_dict()
     model = fitted(tmp_path, *options, "model.stage=pretrain", "model.discriminator_steps=2").model
     assert equal(before, model.discriminator.state_dict())
-    assert model.trainer.datamodule.share.parts == 1, "no rows for updates that are not made"
+    assert model.trainer.datamodule.shard.parts == 1, "no rows for updates that are not made"
     assert set(model.step_log.terms) == {"loss_g/pixels", "loss_g/total"}
 
 
@@ -435,8 +435,8 @@ def test_mistakes_with_pairs_are_found_before_training(tmp_path: Path, pictures:
     with pytest.raises(UserError, match="standing_statistics"):
         build(composed(*options, f"data.valid=[{pictures}]", "callbacks.evaluation.standing_statistics=true"), tmp_path)
     for wrong, message in (
-        ("model.generator.scale=2", "scale=2.* are 4 times as large as their partners: set it to that"),
-        ("degradation=noise", "scale=4.* 1 times as large as their partners: use model=pix2pix"),
+        ("model.generator.scale=2", "scale=2.* are 4 times as large as their counterparts. Set it to that"),
+        ("degradation=noise", "scale=4.* 1 times as large as their counterparts. Use model=pix2pix"),
     ):
         experiment = build(composed(*options, wrong), tmp_path)
         with pytest.raises(UserError, match=rf"model\.generator\.{message}"):
@@ -549,7 +549,7 @@ def test_images_made_of_images(tmp_path: Path, pictures: Path, capsys: pytest.Ca
         drawn(f"input={source}/x.png")
     (source / "colours.png").write_text("no image")
     (source / "colours.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 4 cannot be read:\n  colours.png: no image$"):
+    with pytest.raises(UserError, match=r"1 of 4 cannot be read:\n  colours.png: is not an image$"):
         drawn(f"input={source}", f"output={tmp_path}/three")
     assert len(capsys.readouterr().out.splitlines()) == 3, "the others are made"
 

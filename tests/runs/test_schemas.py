@@ -173,7 +173,7 @@ def test_damaged_metrics_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         path.write_text(content)
         write()  # a training goes on
     assert [(tmp_path / f"metrics.damaged-{i}.json").read_text() for i in (1, 2)] == [content] * 2
-    assert "It is kept as metrics.damaged-2.json" in caplog.text
+    assert "It is renamed to metrics.damaged-2.json" in caplog.text
 
 
 def test_an_ideal_value_is_approached_from_both_sides(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_only_texts_in_files_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
             read_text(tmp_path / name)
         assert read_json(tmp_path / name) == {}
     assert read_text(tmp_path / "secret") == '{"a": 1}'
-    monkeypatch.setattr(files, "LARGEST", 7)
+    monkeypatch.setattr(files, "MAX_TEXT_BYTES", 7)
     with pytest.raises(UserError, match="larger than"):
         read_text(tmp_path / "secret")
     with pytest.raises(FileNotFoundError):
@@ -223,6 +223,6 @@ def test_an_animation_leaves_out_what_cannot_be_read(tmp_path: Path, caplog: pyt
     paths[1].write_bytes(b"no picture")
     animate(paths, tmp_path / "training.gif")
     assert (tmp_path / "training.gif").exists()
-    assert f"{paths[1]} is left out of the animation" in caplog.text
+    assert f"{paths[1]} cannot be read" in caplog.text
     animate(paths[1:2], tmp_path / "none.gif")
     assert not (tmp_path / "none.gif").exists()

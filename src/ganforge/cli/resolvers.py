@@ -93,5 +93,5 @@ def _class_folders(data: Any) -> list[str]:
     from ganforge.data.classes import class_folders  # slow to import, and few models need it
 
     if OmegaConf.is_missing(data, "root"):
-        raise UserError("data.root has to be given: data.root=...")
+        raise UserError("data.root is missing: add data.root=...")
     return class_folders(Path(str(data.root)).expanduser())[1]

@@ -12,7 +12,6 @@ from rich.progress import Progress
 
 from ganforge.commands.image_files import FakeFiles, ImageFiles, RealFiles
 from ganforge.data.base import TensorData
-from ganforge.data.packing import progress_bar
 from ganforge.data.pairs import Pairs
 from ganforge.experiment.build import checkpoint_path, load_model, make_trainer, resolve_config
 from ganforge.experiment.compatibility import check_pairs
@@ -24,6 +23,7 @@ from ganforge.models.gan import GAN
 from ganforge.runs.folder_contents import check_caches
 from ganforge.runs.record import evaluation_sections, read_record
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.progress import progress_bar
 
 
 class Measured(NamedTuple):
@@ -91,8 +91,8 @@ def _from_model(config: DictConfig) -> Measured:
         config.data.num_samples = config.num_samples
     data = instantiate(config.data, _convert_="all")
     if isinstance(data, Pairs):
-        data.trains = False
-        if not data.sets[data.evaluated_split]:
+        data.for_training = False
+        if not data.sets[data.eval_split]:
             raise UserError("data.test is missing: data.test=[<folder or zip of whole images>] are measured")
     provenance: dict[str, Any] = {}
     if config.run:
@@ -108,7 +108,7 @@ def _from_model(config: DictConfig) -> Measured:
     check_pairs(data, model)
     if isinstance(data, Pairs):
         provenance |= {"model": type(model).__name__, "scale": data.scale}
-        provenance["sets"] = [str(entry) for entry in data.sets[data.evaluated_split]]
+        provenance["sets"] = [str(entry) for entry in data.sets[data.eval_split]]
     return Measured(data, model, provenance)
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from ganforge.data.base import Batch, TensorData
-from ganforge.data.images import open_image, upright
+from ganforge.data.images import open_image, to_8bit
 from ganforge.data.sources import open_source
 from ganforge.randomness import chunk_rows
 from ganforge.runtime.devices import cpu_count
@@ -35,7 +35,7 @@ class ImageFiles:
     def _decode(self, name: str) -> Tensor:
         try:
             with self.source.open(name) as file, open_image(file) as image:
-                return torch.from_numpy(np.array(upright(image, 3))).permute(2, 0, 1)
+                return torch.from_numpy(np.array(to_8bit(image, 3))).permute(2, 0, 1)
         except Exception as error:  # decoders raise all kinds of errors for damaged files
             raise UserError(f"{self.source.path / name} cannot be read: {error}") from error
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ganforge.data.base import to_uint8, to_unit_range
-from ganforge.data.images import open_image, upright
+from ganforge.data.images import open_image, to_8bit
 from ganforge.data.sources import open_source
 from ganforge.models.gan import GAN
 from ganforge.pictures import save_picture
@@ -99,7 +99,7 @@ class SourceImage(NamedTuple):
             image = image.convert("RGBA")
             alpha = image.getchannel("A")
             image = image.convert("RGB")
-        return cls(to_unit_range(pil_to_tensor(upright(image, channels))), alpha, is_grey)
+        return cls(to_unit_range(pil_to_tensor(to_8bit(image, channels))), alpha, is_grey)
 
 
 def _translated(model: GAN, original: SourceImage) -> Image.Image:

@@ -26,10 +26,10 @@ from ganforge.callbacks.shutdown import GracefulShutdown
 from ganforge.cli.resolvers import register_resolvers
 from ganforge.data.base import TensorData
 from ganforge.experiment.compatibility import (
+    check_counterparts,
     check_devices,
     check_loss,
     check_optimizers,
-    check_partners,
     has_validations,
 )
 from ganforge.experiment.trust import validate_untrusted
@@ -83,7 +83,7 @@ def build(config: DictConfig, folder: Path, is_new: bool = True) -> Experiment:
     seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
     model = instantiate(config.model, _convert_="all")
-    check_partners(data, model)
+    check_counterparts(data, model)
     check_optimizers(model)
     check_loss(model.loss)
     check_devices(config, model)

@@ -59,10 +59,10 @@ def check_pairs(data: TensorData, model: LightningModule) -> None:
         raise UserError(
             "data.valid, data.test: pairs cannot measure this model, which does not make images from images"
         )
-    check_partners(data, model)
+    check_counterparts(data, model)
 
 
-def check_partners(data: TensorData, model: LightningModule) -> None:
+def check_counterparts(data: TensorData, model: LightningModule) -> None:
     """Check that an image-to-image model is trained on pairs."""
     if not isinstance(data, Pairs) and _from_images(model):
         raise UserError("This model makes images from images: it needs data=pairs")
@@ -75,9 +75,10 @@ def _from_images(model: LightningModule) -> bool:
 def check_scale(data: TensorData, model: GAN) -> None:
     """Check that the generator enlarges images as much as the pairs do. The data have to be set up."""
     if isinstance(data, Pairs) and model.from_images and data.scale != model.generator.scale:
+        instead = "Set it to that" if data.scale > 1 else "Use model=pix2pix"
         raise UserError(
             f"model.generator.scale={model.generator.scale}: the images of these pairs are {data.scale} times as large "
-            f"as their partners: {'set it to that' if data.scale > 1 else 'use model=pix2pix'}, or another degradation="
+            f"as their counterparts. {instead}, or another degradation="
         )
 
 

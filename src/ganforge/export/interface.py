@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ganforge.data.conditions import of_attributes, of_classes
+from ganforge.data.conditions import attribute_vectors, class_labels
 from ganforge.experiment.build import load_data
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.latents import Latent, Levels
@@ -86,9 +86,9 @@ class Interface:
     def conditions(self, labels: Sequence[Any] | None) -> Tensor | None:
         """The condition of each label; without labels, the conditions that previews show. Raises UserError."""
         if self.attributes:
-            return of_attributes(labels, self.attributes)
+            return attribute_vectors(labels, self.attributes)
         if self.classes:
-            return of_classes(labels, self.classes, self.names or ())
+            return class_labels(labels, self.classes, self.names or ())
         if labels is not None:
             raise UserError("labels: this model was trained without labels, leave them out")
         return None

@@ -39,7 +39,7 @@ def model_card(exported: ExportedFile, record: DictConfig, model: GAN, interface
     sections += [_output(exported, interface, model)]
     sections += ["## Metrics", *_measured(read_table(exported.run / "metrics.json", METRICS), exported.step)]
     sections += ["## Generator", _fenced(yaml.safe_dump(interface.generator, sort_keys=False).strip())]
-    sections += ["## Licence of the data", data.terms]  # type: ignore[attr-defined]
+    sections += ["## Licence of the data", data.license_note]  # type: ignore[attr-defined]
     sections += ["## Versions", ", ".join(f"{name} {number}" for name, number in versions().items())]
     return "\n\n".join(sections) + "\n"
 

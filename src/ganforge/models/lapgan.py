@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from ganforge.data.base import Batch, TensorData
 from ganforge.latents import Levels, Uniform, to_device
 from ganforge.models.gan import GAN, Game
-from ganforge.networks.lapgan import Coarse, gaussian_pyramid, resized
+from ganforge.networks.lapgan import LevelCondition, gaussian_pyramid, resized
 
 
 class LAPGAN(GAN):
@@ -61,7 +61,7 @@ class LAPGAN(GAN):
         else:
             below, real, *_ = gaussian_pyramid(batch.real, self.sizes[level - 1 :])
             coarse = resized(below, self.sizes[level])
-        return Batch(real, Coarse(coarse, batch.condition))  # type: ignore[arg-type]
+        return Batch(real, LevelCondition(coarse, batch.condition))  # type: ignore[arg-type]
 
     @torch.no_grad()
     def preview(self, data: TensorData, count: int) -> tuple[Tensor, int]:

@@ -33,7 +33,9 @@ def read_record(folder: Path, given: Sequence[str] = ()) -> DictConfig:
     """
     path = folder / ".hydra" / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{folder} is no run folder: it has no .hydra/config.yaml. Runs are in logs/runs/<name>/<time>")
+        raise UserError(
+            f"{folder} is not a run folder: it has no .hydra/config.yaml. Runs are in logs/runs/<name>/<time>"
+        )
     check_folder(folder)
     record = read_yaml(path)
     if not isinstance(record, DictConfig) or not record:

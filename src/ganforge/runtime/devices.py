@@ -1,4 +1,4 @@
-"""How many devices a run has, and what follows from it."""
+"""The number of devices of a run, and the settings that depend on it."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ganforge.runtime.overrides import key_of
 
 
 def rank() -> int:
-    """The rank of this process, also before training, when only the environment tells."""
+    """The rank of this process; before training it comes from environment variables."""
     return environment_rank() or 0
 
 
@@ -41,14 +41,15 @@ DDP = "ddp_find_unused_parameters_true"
 
 
 def strategy(trainer: DictConfig) -> str:
-    """The strategy as configured, where `auto` is DDP on several devices."""
+    """The configured strategy. With several devices, `auto` is DDP that allows unused parameters, because each backward
+    pass reaches only one of the networks."""
     if trainer.strategy != "auto" or device_count(trainer) == 1:
         return trainer.strategy
     return DDP
 
 
 def uses_sync_batchnorm(trainer: DictConfig) -> bool:
-    """Whether BatchNorm is synchronised: as configured, or else wherever torch can."""
+    """Whether BatchNorm is synchronised: as configured, by default on several GPUs (torch has none for CPUs)."""
     if trainer.sync_batchnorm is not None:
         return trainer.sync_batchnorm
     return device_count(trainer) > 1 and not on_cpu(trainer)
@@ -59,25 +60,25 @@ def on_cpu(trainer: DictConfig) -> bool:
 
 
 def max_processes(option: str) -> int:
-    """How many processes this machine has room for: the limit of an option in a record."""
+    """The limit of an option that starts processes, unless the user typed it: the devices of this machine."""
     if option == "trainer.num_nodes":
         return int(os.environ.get("SLURM_NNODES", 1))
     return max(torch.cuda.device_count(), cpu_count() or 1)
 
 
 def check_fits(trainer: DictConfig, overrides: Sequence[str]) -> None:
-    """Raise UserError where a record asks for more processes than this machine has room for, and nobody typed that."""
+    """Raise UserError if a record asks for more processes than this machine has, and no override asks for them."""
     if not isinstance(trainer.num_nodes, int):
-        return  # which is told with the other types
+        return  # validation reports wrong types
     counts = {"trainer.devices": device_count(trainer) // trainer.num_nodes, "trainer.num_nodes": trainer.num_nodes}
     for option, count in counts.items():
         if count > max_processes(option) and not any(option == key_of(override) for override in overrides):
             raise UserError(
-                f"This run's record asks for {option}={count}, but this machine has room for {max_processes(option)}. "
-                f"Pass {option}= explicitly"
+                f"This run's record asks for {option}={count}, but this machine has only {max_processes(option)}: "
+                f"pass {option}=... yourself"
             )
 
 
 def cpu_count() -> int | None:
-    """How many CPU cores this process may use, where it can be known."""
+    """The number of CPU cores that this process may use; None if unknown."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
