@@ -629,7 +629,7 @@ def test_samples_are_named_by_classes(tmp_path: Path, pictures: Path, capsys: py
         drawn(["voices"])
     assert "\x1b" not in str(error.value)
     record(names[:2])
-    with pytest.raises(UserError, match="trained with 3 labels, but its record describes others"):
+    with pytest.raises(UserError, match="trained with 3 labels, but its record describes 2"):
         drawn([0])
 
 
