@@ -16,7 +16,7 @@ from ganforge.runs.record import read_overrides, read_record
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.overrides import key_of, override_values, parse_override
 from ganforge.runtime.text import printable
-from ganforge.sweeps.sweep import RECORD, SEARCH, is_search, swept_keys
+from ganforge.sweeps.sweep import RECORD, is_search, swept_keys
 
 MAX_JOBS = 10_000
 
@@ -84,8 +84,7 @@ def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
     _check_journal(folder / "search.db-journal")
     for override in overrides["hydra"]:
         key = key_of(override)
-        is_default = override == f"hydra.sweeper.storage={SEARCH['storage']}"
-        if key in RETYPED and key not in given and not is_default:  # the search would start over without it
+        if key in RETYPED and key not in given:  # the search would start over without it
             raise UserError(f"sweep={folder} was started with {printable(override)}. If you trust it, pass it again")
     return [*overrides["task"], *(override for override in overrides["hydra"] if _is_harmless(override))]
 
