@@ -169,7 +169,7 @@ def test_mistakes_on_resuming(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert run("train.py", *TINY, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
     for override, message in (
-        ("loss=hinge", "loss= chooses anew"),
+        ("loss=hinge", "loss= cannot change when resuming"),
         ("model.generator.hidden=[32]", "do not change its networks"),
     ):
         resumed = run("train.py", f"resume={folder}", override, "trainer.max_steps=9", cwd=tmp_path)
