@@ -82,11 +82,15 @@ def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> 
     fixed = {"name"} if "LOCAL_RANK" in os.environ else {"name", "hydra.run.dir"}  # Lightning sets it for other ranks
     for key in fixed & set(map(key_of, given)):
         raise UserError(f"{key}=: a run stays in the folder that resume= names. Leave it out")
-    for group in (key for key in map(key_of, given) if (conf / key.partition("@")[0]).is_dir()):
+    loggers = [argument for argument in given if argument.startswith("logger=")]
+    for group in (key_of(each) for each in given if each not in loggers and _is_group(each, conf)):
         raise UserError(
             f"{group}= cannot change when resuming. Set single values, such as {group}.<key>=..., or start a new run"
         )
     _check_spelling(given, conf, "train", record)
+    if loggers:  # of this command, in place of the record's
+        record.logger = {}
+        given = [f"+{argument}" if argument in loggers else argument for argument in given]
     OmegaConf.save(record, scratch / "record.yaml")
     return [
         f"--config-path={scratch}",
@@ -98,6 +102,10 @@ def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> 
         f"hydra.run.dir={quoted(folder)}",
         "hydra.output_subdir=null",
     ]
+
+
+def _is_group(argument: str, conf: Path) -> bool:
+    return (conf / key_of(argument).partition("@")[0]).is_dir()
 
 
 def _folder(arguments: list[str], option: str) -> Path | None:

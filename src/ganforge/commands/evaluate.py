@@ -13,8 +13,10 @@ from rich.progress import Progress
 from ganforge.commands.image_files import FakeFiles, ImageFiles, RealFiles
 from ganforge.data.base import TensorData
 from ganforge.data.pairs import Pairs
-from ganforge.experiment.build import checkpoint_path, load_model, make_trainer, resolve_config
+from ganforge.experiment.build import make_trainer
 from ganforge.experiment.compatibility import check_pairs
+from ganforge.experiment.load import checkpoint_path, load_model
+from ganforge.experiment.resolve import resolve_config
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.experiment.validate import MAX_SAMPLES, check_count, check_flag, check_seeds
 from ganforge.metrics.callback import Evaluation

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig
 
-from ganforge.experiment.build import Trained, load_run
+from ganforge.experiment.load import Trained, load_run
 from ganforge.export.formats import FORMATS, Format, check_installed
 from ganforge.export.interface import ExportModule, Interface, interface_of, split_inputs
 from ganforge.export.model_card import ExportedFile, model_card

@@ -12,7 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ganforge.commands.translate import translate, writing_to
 from ganforge.data.base import to_uint8
-from ganforge.experiment.build import load_run
+from ganforge.experiment.load import load_run
 from ganforge.experiment.validate import check_count, check_flag, check_seed
 from ganforge.export.interface import interface_of
 from ganforge.latents import index_latents

@@ -11,7 +11,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
@@ -23,10 +22,11 @@ from ganforge.experiment.build import Experiment, build
 from ganforge.experiment.compatibility import check_scale
 from ganforge.experiment.trust import trust_prefix, validate_untrusted
 from ganforge.experiment.validate import check_schedule
-from ganforge.runs.folder import describe, was_stopped_at_once
+from ganforge.runs.folder import was_stopped_at_once, write_environment
 from ganforge.runs.folder_contents import check_caches
-from ganforge.runs.logs import continue_csv, truncate_logs
-from ganforge.runs.record import add_resumed, latest_resumed, read_overrides
+from ganforge.runs.loggers import describe_run, resume_logs
+from ganforge.runs.logs import truncate_logs
+from ganforge.runs.record import TRAINING_SECTIONS, add_resumed, latest_resumed, read_overrides
 from ganforge.runtime.devices import check_fits, rank
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.files import has_checkpoint, remove_parts
@@ -38,8 +38,8 @@ from ganforge.sweeps.resume import resume_job_config
 
 log = logging.getLogger(__name__)
 
-RESUME_OPTIONS = ("resume", "sweep")
-"""Options that name what to resume. They are not settings of the run."""
+COMMAND_OPTIONS = ("resume", "sweep", "logger")
+"""Options of a command that resumes a run. They are not settings of the run."""
 
 
 def train(config: DictConfig, folder: Path) -> int:
@@ -47,7 +47,8 @@ def train(config: DictConfig, folder: Path) -> int:
     if config.get("sweep") and has_checkpoint(folder):
         config = resume_job_config(folder)
     if config.resume or config.get("sweep"):  # the config may be a stranger's
-        config = validate_untrusted(config)
+        typed = ["logger"] if config.resume and "logger" in map(key_of, _overrides()) else []
+        config = validate_untrusted(config, exempt=typed)
         check_fits(config.trainer, _overrides())
         check_caches(OmegaConf.to_container(config), _overrides())
     checkpoint = _starting_checkpoint(config, folder)
@@ -71,7 +72,8 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
         if checkpoint is None or state is None:
             _begin_folder(config, folder, experiment)
         else:
-            _prepare_folder(folder, checkpoint, state, trainer)
+            step = _prepare_folder(folder, checkpoint, state, trainer)
+            resume_logs(trainer.loggers, config, folder, experiment.model.games, step)
     if _fit(experiment, folder, checkpoint):
         return None
     if not trainer.is_global_zero:
@@ -145,12 +147,13 @@ def _prepare_data(experiment: Experiment) -> None:
 def _begin_folder(config: DictConfig, folder: Path, experiment: Experiment) -> None:
     """Write what a run's folder says about it before the first step."""
     save_classes(experiment.data, folder)
-    describe(config, folder, experiment.trainer, experiment.model.games)
+    write_environment(config, folder, experiment.trainer)
+    describe_run(experiment.trainer.loggers, config, folder, experiment.model.games)
     _record_overrides(folder, 0)
 
 
-def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], trainer: Trainer) -> None:
-    """Undo what the folder says about steps after the checkpoint to resume from."""
+def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], trainer: Trainer) -> int:
+    """Undo what the folder says about steps after the checkpoint to resume from, and return the checkpoint's step."""
     step, health = state["global_step"], callback_of(trainer, Health)
     if health is not None and health.on_collapse == "rewind" and state_in(state).get("verdict") == "rewind":
         step = rewind(folder, step)  # a signal came before training rewound
@@ -159,12 +162,9 @@ def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], train
     remove_parts(folder)
     for profile in folder.glob("fit-profile*.txt"):  # Lightning would append to it
         profile.unlink()
-    truncate_logs(folder, step)
-    for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger):
-            continue_csv(logger, step)
     if checkpoint.name != "last.ckpt":  # the next save would keep a damaged last.ckpt as previous.ckpt
         checkpoint.with_name("last.ckpt").unlink(missing_ok=True)
+    return step
 
 
 def _overrides() -> list[str]:
@@ -178,7 +178,7 @@ def _record_overrides(folder: Path, step: int) -> list[str]:
     new = [
         override
         for override in _overrides()
-        if known.get(key_of(override)) != override and key_of(override) not in RESUME_OPTIONS
+        if known.get(key_of(override)) != override and key_of(override) not in COMMAND_OPTIONS
     ]
     if new:
         add_resumed(folder, step, new)
@@ -206,20 +206,17 @@ def _fit(experiment: Experiment, folder: Path, checkpoint: Path | None) -> bool:
 
 def _report(config: DictConfig, folder: Path, experiment: Experiment) -> int:
     """Say how training ended and what to do next. Returns the exit status."""
-    trainer, health, signal = (
-        experiment.trainer,
-        callback_of(experiment.trainer, Health),
-        experiment.stopping.interrupted,
-    )
-    step, trust = trainer.global_step, trust_prefix(config)
+    step, signal = experiment.trainer.global_step, experiment.stopping.interrupted
+    health = callback_of(experiment.trainer, Health)
     for profile in folder.glob("fit-profile*.txt"):
         log.info("The whole profile is in %s\n" + _first_lines(profile).replace("%", "%%"), profile)
     if signal:
-        log.info(stop_message(folder, step, is_job(), trust))
+        log.info(stop_message(folder, step, is_job(), trust_prefix(config)))
         return 128 + signal
     outcome = f"Finished {step} steps."
     if health is not None and health.verdict == "stop":
         outcome = collapsed_at(step, health.rewinds)
+    trust = trust_prefix(config, exempt=TRAINING_SECTIONS)  # the commands to try next instantiate none of them
     log.info(finish_message(outcome, folder, step, experiment.model.from_images, is_job(), trust))
     return 0
 

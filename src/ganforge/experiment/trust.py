@@ -6,7 +6,7 @@ What else the folder may hold is checked in `ganforge.runs.folder_contents`.
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
 from hydra.utils import get_class
@@ -55,10 +55,13 @@ class Untrusted(UserError):
         self.name = name
 
 
-def trust_prefix(config: DictConfig) -> str:
-    """The prefix of commands that read this config from a run folder: `GANFORGE_TRUST=my_lab `, or empty."""
+def trust_prefix(config: DictConfig, exempt: Collection[str] = ()) -> str:
+    """The prefix of commands that read this config from a run folder: `GANFORGE_TRUST=my_lab `, or empty.
+
+    exempt: sections that those commands do not instantiate
+    """
     names = []
-    for node in _with_targets(OmegaConf.to_container(config, resolve=True)):
+    for node in _with_targets(_without(OmegaConf.to_container(config, resolve=True), exempt)):
         try:
             _check_target(str(node["_target_"]), node)
         except Untrusted as error:
@@ -68,11 +71,13 @@ def trust_prefix(config: DictConfig) -> str:
     return f"GANFORGE_TRUST={','.join(dict.fromkeys(names))} " if names else ""
 
 
-def validate_untrusted(config: DictConfig) -> DictConfig:
+def validate_untrusted(config: DictConfig, exempt: Collection[str] = ()) -> DictConfig:
     """Resolve a config that a stranger may have written, and check what it would instantiate.
 
     Instantiate the returned config, not the argument: an interpolation may resolve to something else the next time.
     The environment variable GANFORGE_TRUST=my_package,other allows packages of your own. Raises UserError.
+
+    exempt: sections that are not instantiated, or not from the record
     """
     root = config._get_root()  # interpolations of a section may refer to any other
     check_config(OmegaConf.to_container(root))
@@ -81,7 +86,7 @@ def validate_untrusted(config: DictConfig) -> DictConfig:
         if "${" in text:  # escaped: resolving it once more could yield a target
             raise UserError(f"This run holds {text}, which would be resolved later. It may run code, so it is refused")
     trusted = [name for name in os.environ.get("GANFORGE_TRUST", "").split(",") if name]
-    for node in _with_targets(values):
+    for node in _with_targets(_without(values, exempt)):
         if not _within(target := str(node["_target_"]), trusted):
             _check_target(target, node)
     return cast(DictConfig, OmegaConf.create(values))
@@ -106,6 +111,8 @@ def _check_target(target: str, node: Mapping[str, Any]) -> None:
     harm = ""
     if issubclass(cls, File):
         harm = "loads code from a file"
+    elif issubclass(cls, Logger) and cls not in LOGGERS:
+        harm = "may send logs over a network (logger=none resumes without it, logger=<another> with your own)"
     elif _within(f"{cls.__module__}.", ["lightning"]) and cls not in LIGHTNING_CLASSES:
         harm = "may write outside of the run folder, or send logs over a network"
     elif issubclass(cls, LOGGERS) and not _stays_inside(node):
@@ -122,6 +129,10 @@ def _stays_inside(logger: Mapping[str, Any]) -> bool:
         isinstance(name, str | int | None) and re.fullmatch(r"([\w-][\w.-]*)?", str(name)) for name in names
     )
     return are_plain and logger.keys() <= {"_target_", "_partial_", *LOGGER_PATHS, *LOGGER_SETTINGS}
+
+
+def _without(values: Any, sections: Collection[str]) -> Any:
+    return {key: value for key, value in values.items() if key not in sections} if sections else values
 
 
 def _within(target: str, packages: Any) -> bool:

@@ -42,21 +42,19 @@ def check_groups(config: DictConfig) -> None:
             group != "regularizer" and "_target_" not in config[group]
         ):
             raise UserError(f"{group} is missing: choose one by {group}=...")
-    for group, member in (("callbacks", "callbacks.samples"), ("logger", "logger.tensorboard")):
+    instead = {"callbacks": "~callbacks.samples leaves out a single one", "logger": "logger=none trains without"}
+    for group, advice in instead.items():
         if not isinstance(config.get(group), DictConfig):
-            raise UserError(f"{group} is missing: ~{member} leaves out a single one")
+            raise UserError(f"{group} is missing: {advice}")
     for group in ("schedule", "metrics", "extractor"):
         if group not in config:
             raise UserError(f"{group} is missing: {group}={'auto' if group == 'extractor' else 'none'} leaves it out")
     for name, callback in config.callbacks.items():
         if not isinstance(callback, DictConfig) or "_target_" not in callback:
-            raise UserError(f"callbacks.{name} is no callback: it needs a _target_, or ~callbacks.{name} leaves it out")
+            raise UserError(f"callbacks.{name} is not a callback: it needs a _target_, or ~callbacks.{name} leaves it out")
     for name, logger in config.logger.items():
-        if not isinstance(logger, DictConfig) or logger.get("_partial_") is not True:
-            raise UserError(
-                f"logger.{name} needs a _target_ and _partial_: true, as ganforge passes it the run's folder "
-                f"(+logger.{name}._partial_=true)"
-            )
+        if not isinstance(logger, DictConfig) or "_target_" not in logger:
+            raise UserError(f"logger.{name} is not a logger: it needs a _target_, or ~logger.{name} leaves it out")
 
 
 def check_networks(model: DictConfig) -> None:
