@@ -51,7 +51,9 @@ def check_groups(config: DictConfig) -> None:
             raise UserError(f"{group} is missing: {group}={'auto' if group == 'extractor' else 'none'} leaves it out")
     for name, callback in config.callbacks.items():
         if not isinstance(callback, DictConfig) or "_target_" not in callback:
-            raise UserError(f"callbacks.{name} is not a callback: it needs a _target_, or ~callbacks.{name} leaves it out")
+            raise UserError(
+                f"callbacks.{name} is not a callback: it needs a _target_, or ~callbacks.{name} leaves it out"
+            )
     for name, logger in config.logger.items():
         if not isinstance(logger, DictConfig) or "_target_" not in logger:
             raise UserError(f"logger.{name} is not a logger: it needs a _target_, or ~logger.{name} leaves it out")
