@@ -164,13 +164,16 @@ def test_runs_are_found_by_folder_glob_and_list(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs with two validations each."""
-    folder = tmp_path_factory.mktemp("sweep")
+    """Two runs with two validations each, where a sweep would leave them."""
+    folder = tmp_path_factory.mktemp("here")
+    sweep = Path("logs", "sweeps", "tiny", "now")
     steps = ["trainer.max_steps=4", "evaluate_every=2", "sample_every=2", "trainer.log_every_n_steps=1"]
-    options = [*TINY_POINTS, *steps, "data.num_samples=64", "trainer=cpu", "name=tiny", "seed=0,1"]
-    result = run("train.py", "-m", *options, cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return next((folder / "logs" / "sweeps" / "tiny").iterdir())
+    options = [*TINY_POINTS, *steps, "data.num_samples=64", "trainer=cpu"]
+    for seed in (0, 1):
+        place = f"hydra.run.dir='{sweep}/{seed}-seed={seed}'"
+        result = run("train.py", *options, f"seed={seed}", place, cwd=folder)
+        assert result.returncode == 0, result.stderr
+    return folder / sweep
 
 
 def compared(capsys: pytest.CaptureFixture, runs: Path, *options: str) -> tuple[str, str]:
@@ -217,26 +220,30 @@ def test_one_bad_run_does_not_hide_the_others(sweep: Path, tmp_path: Path, capsy
     scores = json.loads((second / "metrics.json").read_text())
     scores["sliced_wasserstein"]["last"]["value"] = None  # as NaN is written
     (second / "metrics.json").write_text(json.dumps(scores))
-    printed, _ = compared(capsys, tmp_path / "s")
+    printed, page = compared(capsys, tmp_path / "s")
     assert "damaged: no checkpoint can be read" in printed
+    assert "damaged: no checkpoint can be read" in page
     assert "not finite" in printed
     torch.save({"state_dict": {}, "global_step": 4}, first / "checkpoints" / "last.ckpt")
-    printed, _ = compared(capsys, tmp_path / "s")
-    assert "damaged: last.ckpt is not a ganforge checkpoint: pytorch-lightning_version is missing" in " ".join(
-        printed.split()
-    )
-    for path, content in (
-        (second / "metrics.json", "[1]"),
-        (second / "metrics.json", '{"fid": '),
-        (second / ".hydra" / "hydra.yaml", "a: [b"),
-        (second / ".hydra" / "config.yaml", ""),
-        (second / ".hydra" / "config.yaml", "a: [b"),
-    ):
-        path.write_text(content)
-        printed, page = compared(capsys, tmp_path / "s")
-        assert "damaged: its record cannot be read" in printed
-        assert "damaged: its record cannot be read" in page
-        path.write_text("{}")
+    [run, _] = read_runs([first, second])
+    assert run.status == "damaged: last.ckpt is not a ganforge checkpoint: pytorch-lightning_version is missing"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.json", "[1]"),
+        ("metrics.json", '{"fid": '),
+        (".hydra/hydra.yaml", "a: [b"),
+        (".hydra/config.yaml", ""),
+        (".hydra/config.yaml", "a: [b"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_damaged(tmp_path: Path, file: str, content: str) -> None:
+    folder = made_up(tmp_path / "a")
+    (folder / file).write_text(content)
+    [run] = read_runs([folder])
+    assert run.status.startswith("damaged: its record cannot be read")
 
 
 def test_a_group_has_several_seeds(tmp_path: Path) -> None:
