@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 import ganforge
 from ganforge.commands.compare import compare
 from ganforge.commands.export import export
-from ganforge.commands.train import finish_message, train
+from ganforge.commands.train import train
+from ganforge.commands.train_messages import finish_message
 from ganforge.experiment.load import load_data, load_run
 from ganforge.experiment.trust import trust_prefix, validate_untrusted
 from ganforge.runs.record import read_record

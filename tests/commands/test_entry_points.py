@@ -21,7 +21,8 @@ from PIL import Image
 
 from ganforge.callbacks.shutdown import GracefulShutdown
 from ganforge.commands.sample import sample
-from ganforge.commands.train import stop_message, train
+from ganforge.commands.train import train
+from ganforge.commands.train_messages import stop_message
 from ganforge.losses import Loss
 from ganforge.runtime.errors import UserError, explanation
 
@@ -76,7 +77,7 @@ def test_sample_images(tmp_path: Path, fake_mnist: Path, capsys: pytest.CaptureF
 
 
 COMMANDS = {
-    "model=nonsense": (2, "^model=nonsense: there is no such option. There are bicubic, "),
+    "model=nonsense": (2, "^model=nonsense: there is no such option. Choose from bicubic, "),
     "model.nonsense=1": (2, r"^model\.nonsense: there is no such option"),
     "+model.nonsense=1": (2, "model: .*nonsense"),
     "data.batch_size=0": (2, r"data\.batch_size must be at least 1"),
@@ -120,7 +121,7 @@ MISTAKES = {
     "model.gradient_clip=much": r"model\.gradient_clip=much: must be a number or null",
     "model.generator_optimizer.lr=abc": r"generator_optimizer\.lr=abc: must be a number",
     "seed=99999999999": "seed=99999999999",
-    "schedule=cosine trainer.max_epochs=2 trainer.max_steps=-1": r"A schedule runs over trainer\.max_steps",
+    "schedule=cosine trainer.max_epochs=2 trainer.max_steps=-1": r"A schedule spans trainer\.max_steps",
     "model=dcgan": r"data\.image_size",
     "checkpoint_every=0": "checkpoint_every=0",
     "sample_every=0": "sample_every",
@@ -167,7 +168,7 @@ def test_mistakes_on_resuming(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert run("train.py", *TINY, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
     for override, message in (
-        ("loss=hinge", "loss= chooses anew"),
+        ("loss=hinge", "loss= cannot change when resuming"),
         ("model.generator.hidden=[32]", "do not change its networks"),
     ):
         resumed = run("train.py", f"resume={folder}", override, "trainer.max_steps=9", cwd=tmp_path)
@@ -222,7 +223,7 @@ def test_runs_need_a_place(tmp_path: Path) -> None:
 
 def test_a_used_run_folder_is_refused(tmp_path: Path) -> None:
     train(composed(*TINY), tmp_path)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         train(composed(*TINY), tmp_path)
 
 

@@ -192,11 +192,11 @@ def test_a_run_that_was_killed_before_it_had_a_checkpoint_begins_anew(tmp_path: 
     assert scalars(killed) == before, "steps were made: their checkpoints may be elsewhere"
     for path in (killed / "samples").glob("*2.png"):  # as if they had not been
         path.unlink()
-    result = run("train.py", f"resume={killed}", cwd=tmp_path)
-    assert "begins anew" in result.stderr
-    assert scalars(killed) == scalars(whole)
-    assert len(list(killed.glob("events*"))) == 1
-    states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (killed, whole)]
+    result = run("train.py", f"resume={tmp_path / 'killed'}", cwd=tmp_path)
+    assert "starts from scratch" in result.stderr
+    assert scalars(tmp_path / "killed") == scalars(tmp_path / "whole")
+    assert len(list((tmp_path / "killed").glob("events*"))) == 1
+    states = [torch.load(tmp_path / n / "checkpoints" / "last.ckpt", weights_only=True) for n in ("killed", "whole")]
     assert equal(states[0]["state_dict"], states[1]["state_dict"])
 
 
@@ -204,7 +204,7 @@ def test_pictures_are_drawn_once(tmp_path: Path) -> None:
     """Also of the step that a run goes on from."""
     recorded(tmp_path / "run", *TINY_POINTS, "sample_every=500")
     shutil.copy(tmp_path / "run" / "checkpoints" / "previous.ckpt", tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert "Going on after step 0" in run("train.py", f"resume={tmp_path / 'run'}", cwd=tmp_path).stderr
+    assert "Resuming after step 0" in run("train.py", f"resume={tmp_path / 'run'}", cwd=tmp_path).stderr
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("samples")] == [0, 2]
 
@@ -348,10 +348,10 @@ def test_what_is_given_on_resuming_belongs_to_the_run(tmp_path: Path) -> None:
     record = (folder / ".hydra" / "config.yaml").read_text()
     given = ["trainer.max_steps=4", "model.generator_optimizer.lr=0.125", "trainer.profiler=null"]
     second = run("train.py", f"resume={folder}", *given, cwd=tmp_path)
-    assert f"Going on after step 2 with {' '.join(given)}." in second.stderr
+    assert f"Resuming after step 2 with {' '.join(given)}." in second.stderr
     assert rates() == [5e-4, 0.125]
     third = run("train.py", f"resume={folder}", "trainer.max_steps=6", cwd=tmp_path)
-    assert "Going on after step 4 with trainer.max_steps=6." in third.stderr
+    assert "Resuming after step 4 with trainer.max_steps=6." in third.stderr
     assert rates() == [5e-4, 0.125], "kept, though it was not given again"
     assert read_resumed(folder) == [(2, given), (4, ["trainer.max_steps=6"])]
     assert (folder / ".hydra" / "config.yaml").read_text() == record
@@ -391,9 +391,9 @@ def test_resuming_a_finished_run(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ("trainer.max_steps=9", "cannot be stretched"),
-        ("model.generator_optimizer.lr=1e-5", "goes on from 0.0005"),
-        ("+schedule.gamma=0.5", r"schedule\.gamma=0\.5: .* goes on from None"),
-        ("schedule.total_iters=5", r"schedule\.total_iters=5: .* goes on from 15000"),
+        ("model.generator_optimizer.lr=1e-5", "continues from 0.0005"),
+        ("+schedule.gamma=0.5", r"schedule\.gamma=0\.5: .* continues from None"),
+        ("schedule.total_iters=5", r"schedule\.total_iters=5: .* continues from 15000"),
     ],
 )
 def test_a_schedule_goes_on_as_it_was_laid_out(tmp_path: Path, change: str, message: str) -> None:

@@ -449,7 +449,7 @@ def test_a_sweep_of_evaluations(tmp_path: Path, fake_mnist: Path) -> None:
         ("folder=x", "go together"),
         ("folder=x against=y", "folder=x: there is no such folder or zip"),
         ("model=dcgan data=mnist", "has to be trained first"),
-        ("model=bicubic data=mnist", "makes images of images: it needs data=pairs"),
+        ("model=bicubic data=mnist", "makes images from images: it needs data=pairs"),
         ("model=bicubic data=pairs", "data.test="),
         ("run=nowhere", "is not a run folder"),
         ("model=bicubic data=pairs num_samples=2.5", "num_samples=2.5: must be a whole number from 1"),

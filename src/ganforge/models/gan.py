@@ -47,8 +47,8 @@ class GAN(Sampler, LightningModule):
     parameters, `schedule` is one that takes an optimizer. `gradient_clip` is the largest gradient norm of a network.
     Training starts with the weights of the run folder `init_from`.
 
-    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`; `prepare_batch` if a game trains on
-    something derived from the batch; `play` if a step consists of other updates.
+    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`; `prepare_batch` if a game trains
+    on something derived from the batch; `play` if a step consists of other updates.
     """
 
     from_images: ClassVar[bool] = False
@@ -243,7 +243,7 @@ class GAN(Sampler, LightningModule):
         self.step_log.restart_clock()
 
     def broadcast_buffers(self) -> None:
-        """Copy the buffers of rank 0 to all ranks: DDP does not under manual optimization, and BatchNorm's drift apart."""
+        """Copy the buffers of rank 0 to all ranks: under manual optimization DDP does not, and they drift apart."""
         if self.trainer.world_size > 1:
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, 0)
@@ -252,7 +252,7 @@ class GAN(Sampler, LightningModule):
         """Download what training needs besides data, such as weights. Raises UserError if that fails."""
 
     def start_from(self, state: dict[str, Tensor]) -> None:
-        """Load the weights of another run; the moving average starts as that run's, or as its generator if it has none."""
+        """Load the weights of another run; the moving average starts as its average, or as its generator."""
         self.load_state_dict(with_average(state, self.state_dict()))
 
     # Sampling ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ganforge.networks.lapgan import LevelCondition, gaussian_pyramid, resized
 
 
 class LAPGAN(GAN):
-    """One game per level of a Laplacian pyramid. Levels train independently: finer ones add detail to real coarse images.
+    """One game per level of a Laplacian pyramid. Levels train independently: finer ones refine real coarse images.
 
     `generator` and `discriminator` hold networks for the same `levels`. Detail is made from noise, uniform on [-1, 1).
     `train_levels` is the size, or list of sizes, to train; None trains all. The other levels keep their initial weights
@@ -45,8 +45,8 @@ class LAPGAN(GAN):
         ]
 
     def start_from(self, state: dict[str, Tensor]) -> None:
-        """Load the weights of another run. Levels that do not train load their moving averages: samples come from those,
-        and updates of the average would pull them towards the raw weights."""
+        """Load the weights of another run. Levels that do not train load their moving averages: samples come from
+        those, and updates of the average would pull them towards the raw weights."""
         super().start_from(state)
         if self.average is not None:
             levels: Any = self.generator.levels, self.average.module.levels

@@ -23,7 +23,7 @@ class Sampler:
     def samples(self, count: int, seed: int | None = None, conditions: Tensor | None = None) -> Tensor:
         """The first `count` samples of a seed, by default that of the run.
 
-        With `conditions` (R, ...), R rows of ceil(count / R) samples: each row has one condition, each column one latent.
+        With `conditions` (R, ...), R rows of ceil(count / R) samples: one condition per row, one latent per column.
         """
         columns = count if conditions is None else ceil(count / len(conditions))
         latents = self.latents(columns, self.seed if seed is None else seed)

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class SRGAN(Pix2Pix):
-    """`stage` pretrain minimises only the squared error of pixels; stage adversarial then starts from it, by `init_from`.
+    """`stage` pretrain minimises only the squared error of pixels; stage adversarial starts from it (`init_from`).
 
     `pixel_weight` adds the squared error to the second stage as well (0 in the paper): features alone leave contrast
     free. The weight of the adversarial loss rises along a line over the first `adversarial_ramp` steps. Images of more
