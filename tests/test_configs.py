@@ -55,8 +55,11 @@ def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, opti
         extra += [f"content.weights={tmp_path / 'vgg.pth'}", "content.layers=5"]
     group = {"optimizer": "optimizer@model.discriminator_optimizer"}.get(group, group)
     config = composed(*extra[:1], f"{group}={option}", *extra[1:])
-    validate_untrusted(config)  # or such a run could not be resumed
+    # or such a run could not be resumed; what logs to a network has to be typed again
+    validate_untrusted(config, exempt=["logger"] if option == "wandb" else [])
     assert not OmegaConf.missing_keys(config)
+    if option == "wandb":
+        pytest.importorskip("wandb", reason='needs wandb: pip install -e ".[wandb]"')
     build(config, tmp_path)
     if group == "schedule" and config.schedule:
         assert callable(instantiate(config.schedule))

@@ -126,7 +126,7 @@ def wandb_run(tmp_path: Path) -> Path:
 
 def test_a_record_starts_no_logger_that_talks_to_a_network(wandb_run: Path, tmp_path: Path) -> None:
     config = composed_anew(wandb_run, tmp_path / "a")
-    with pytest.raises(UserError, match=r"runs\.wandb_logger\.WandB, which may send .*logger=none resumes without"):
+    with pytest.raises(UserError, match=r"runs\.wandb_logger\.WandB, which may send .*resume with logger=none"):
         train(config, wandb_run)
     assert not (wandb_run / "wandb").exists()
     validate_untrusted(config, exempt=["logger"])  # which compare.py makes none of

@@ -105,7 +105,7 @@ def _check_target(target: str, node: Mapping[str, Any]) -> None:
     if issubclass(cls, File):
         harm = "loads code from a file"
     elif issubclass(cls, Logger) and cls not in LOGGERS:
-        harm = "may send what it logs elsewhere (logger=none resumes without it, logger=<another> with your own)"
+        harm = "may send what it logs elsewhere, so resume with logger=none or a logger= of your own"
     elif _within(f"{cls.__module__}.", ["lightning"]) and cls not in LIGHTNING:
         harm = "may write outside of the run folder, or send what it logs elsewhere"
     elif issubclass(cls, LOGGERS) and not _stays_inside(node):
