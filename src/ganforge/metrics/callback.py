@@ -65,7 +65,7 @@ class Evaluation(Callback):
         """The metrics of the latest validation."""
         self._real: dict[int | None, Statistics] = {}  # on rank 0, by extractor size
         self._has_real = False
-        self._standing_statistics = ExitStack()
+        self._exit_stack = ExitStack()
 
     @property
     def state_key(self) -> str:
@@ -127,7 +127,7 @@ class Evaluation(Callback):
             for i, images in enumerate(self.data.eval_sets)
         }
         if self.standing_statistics:
-            self._standing_statistics.enter_context(standing_statistics(pl_module))
+            self._exit_stack.enter_context(standing_statistics(pl_module))
 
     @torch.no_grad()
     def on_validation_batch_end(
@@ -167,7 +167,7 @@ class Evaluation(Callback):
             metric.update(fake.float() / 255, real.float() / 255)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self._standing_statistics.close()
+        self._exit_stack.close()
         if trainer.sanity_checking:
             return
         # broadcast, because all ranks must take the same decisions, to the bit
