@@ -72,6 +72,7 @@ def test_pictures_and_texts_reach_every_logger_that_has_them(tmp_path: Path) -> 
     assert events(tmp_path) == [("samples", 3), ("health/text_summary", 5)]
 
 
+@pytest.mark.filterwarnings("ignore:.*Experiment logs directory")
 def test_a_csv_continues_where_it_was_killed(tmp_path: Path) -> None:
     def logger() -> CSVLogger:
         return CSVLogger(str(tmp_path), name="", version="", flush_logs_every_n_steps=1)
