@@ -114,12 +114,12 @@ def test_neighbourhoods_of_equal_disjoint_and_one_sided_sets() -> None:
 
 
 def test_kid_is_zero_on_average_for_equal_distributions_and_grows_with_a_shift() -> None:
-    real = statistics(normal(2000, 32, 0))
-    same = KernelDistance().compute(statistics(normal(2000, 32, 1)), real, POINTS)["kid"]
-    shifted = KernelDistance().compute(statistics(normal(2000, 32, 1) + 0.5), real, POINTS)["kid"]
+    metric, real = KernelDistance(subsets=20), statistics(normal(2000, 32, 0))
+    same = metric.compute(statistics(normal(2000, 32, 1)), real, POINTS)["kid"]
+    shifted = metric.compute(statistics(normal(2000, 32, 1) + 0.5), real, POINTS)["kid"]
     assert abs(same) < 0.02
     assert shifted > 0.2
-    assert KernelDistance().compute(statistics(normal(20, 32, 1)), real, POINTS)["kid"] != same  # fewer than a subset
+    assert metric.compute(statistics(normal(20, 32, 1)), real, POINTS)["kid"] != same  # fewer than a subset
 
 
 def test_the_inception_score_is_the_number_of_classes_that_are_drawn_evenly_and_surely() -> None:

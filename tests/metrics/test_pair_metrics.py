@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -54,7 +55,7 @@ def test_published_values(published: dict, image_pairs: dict, test_data: Callabl
         assert lpips(made, right).item() == pytest.approx(expected["lpips_alex_v0.1"][name], abs=5e-5)
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("scale", [4, slow(2), slow(3)])
 def test_bicubic_on_set5_in_the_protocol_of_the_papers(
     published: dict, test_data: Callable[[str], Path], scale: int
 ) -> None:
