@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ganforge.data.base import Batch
-from ganforge.experiment.build import make_trainer, resolve_config
+from ganforge.experiment.build import make_trainer
+from ganforge.experiment.resolve import resolve_config
 from ganforge.metrics.callback import Evaluation
 from ganforge.metrics.extractors import EfficientNetLite0, freeze
 from ganforge.metrics.pairs import PSNR, SSIM

@@ -22,7 +22,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "bicubic" or group != "model")
 
 
-GROUPS = ["model", "data", "degradation", "loss", "regularizer", "schedule", "trainer", "callbacks", "logger"]
+GROUPS = ["model", "data", "degradation", "loss", "regularizer", "schedule", "trainer", "callbacks", "logger", "debug"]
 GROUPS += ["experiment", "metrics", "content", "optimizer"]
 CHOICES = [(group, option) for group in GROUPS for option in options(group)]
 POINTS = ("quadratic", "ring", "grid")

@@ -74,7 +74,7 @@ def known() -> set[str]:
         keys |= set(_keys(OmegaConf.to_container(composed(config=script))))
     for path in (ROOT / "conf").glob("*/*.yaml"):
         group, option = path.parent.name, path.stem
-        if group in ("model", "data", "degradation", "regularizer", "content", "extractor"):
+        if group in ("model", "data", "degradation", "regularizer", "content", "extractor", "logger", "debug"):
             fitting = {"content": ["model=srgan", "data=pairs"], "degradation": ["data=pairs"]}.get(group, [])
             script = "evaluate" if option == "bicubic" and group == "model" else "train"
             keys |= set(_keys(OmegaConf.to_container(composed(*fitting, f"{group}={option}", config=script))))

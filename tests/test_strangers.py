@@ -17,7 +17,7 @@ import ganforge
 from ganforge.commands.compare import compare
 from ganforge.commands.export import export
 from ganforge.commands.train import finish_message, train
-from ganforge.experiment.build import load_data, load_run
+from ganforge.experiment.load import load_data, load_run
 from ganforge.experiment.trust import trust_prefix, validate_untrusted
 from ganforge.runs.record import read_record
 from ganforge.runtime.errors import UserError

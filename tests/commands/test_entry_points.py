@@ -80,7 +80,7 @@ COMMANDS = {
     "model.nonsense=1": (2, r"^model\.nonsense: there is no such option"),
     "+model.nonsense=1": (2, "model: .*nonsense"),
     "data.batch_size=0": (2, r"data\.batch_size must be at least 1"),
-    "logger=null": (2, "logger=null: choose one of csv, tensorboard"),
+    "logger=null": (2, "logger=null: choose one of csv, none, tensorboard, wandb"),
     "loss=null": (2, "loss=null: choose one of hinge, least_squares"),
     "data.size=3": (2, r"data\.batch_size=20 is more than the 3 samples"),
     "resume=nowhere": (2, "is not a run folder"),

@@ -18,7 +18,8 @@ from torch import Tensor
 import ganforge
 from ganforge.commands.export import export
 from ganforge.data.base import to_uint8
-from ganforge.experiment.build import build, load_run
+from ganforge.experiment.build import build
+from ganforge.experiment.load import load_run
 from ganforge.export.formats import FORMATS
 from ganforge.export.interface import Interface, read_interface, split
 from ganforge.export.model_card import escaped

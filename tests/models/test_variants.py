@@ -21,7 +21,8 @@ from torchvision.models.vgg import make_layers
 from ganforge.commands.sample import sample, translate
 from ganforge.content import VGG16, Pixels
 from ganforge.data.base import Batch
-from ganforge.experiment.build import build, load_data, start_from
+from ganforge.experiment.build import build, start_from
+from ganforge.experiment.load import load_data
 from ganforge.experiment.validate import check_scale
 from ganforge.latents import Levels, Normal, Uniform
 from ganforge.metrics.extractors import Digits, freeze

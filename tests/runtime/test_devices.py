@@ -32,13 +32,21 @@ def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, pictures: 
     root = pictures if name == "srgan" else fake_mnist
     options = [*MODELS[name], f"data.root={root}", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=20"]
     options += ["trainer.precision=64-true", "trainer.log_every_n_steps=1", "model.discriminator_steps=2"]
-    options += ["regularizer=gradient_penalty", "trainer.enable_progress_bar=false"]
+    options += ["regularizer=[r1,r2,gradient_penalty]", "trainer.enable_progress_bar=false"]
     for devices in (1, 2):
         for result in run_ranks(devices, "train.py", *options, f"hydra.run.dir={tmp_path}/{devices}", cwd=tmp_path):
             assert result.returncode == 0, result.stderr
     logged = [scalars(tmp_path / str(devices)) for devices in (1, 2)]
     game = "level_14/" if name == "lapgan" else ""
-    logged_by_all = ["loss_d/total", "loss_d/gradient_penalty", "loss_g/total", "gradient_norm/d", "gradient_norm/g"]
+    logged_by_all = [
+        "loss_d/total",
+        "loss_d/r1",
+        "loss_d/r2",
+        "loss_d/gradient_penalty",
+        "loss_g/total",
+        "gradient_norm/d",
+        "gradient_norm/g",
+    ]
     for tag in (*logged_by_all, "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "slope", "diversity"):
         tag = game + tag
         one, two = ([value for _, value in values[tag]] for values in logged)

@@ -1,4 +1,4 @@
-"""Sweeps: every launcher, failures, interruptions, going on, and searches."""
+"""Sweeps: launchers, jobs that fail, signals, and resuming."""
 
 import json
 import os
@@ -14,11 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import QUICK, ROOT, TINY_POINTS, composed, recorded, run, slow
+from conftest import QUICK, ROOT, TINY_POINTS, composed, recorded, run
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from ganforge.callbacks.checkpoints import read_checkpoint
+from ganforge.cli.arguments import resolve_arguments
 from ganforge.commands.train import train
 from ganforge.runtime.errors import UserError
 from ganforge.sweeps.resume import resume_job_config, with_record
@@ -41,7 +42,8 @@ def last(job: Path) -> Path:
 
 
 def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_path: Path) -> None:
-    result = run("train.py", "-m", *TINY, "data.batch_size=20,0", "loss=hinge,minimax", cwd=tmp_path)
+    swept = ["data.batch_size=20,0", "loss=hinge,minimax"]
+    result = run("train.py", "-m", *TINY, *swept, "hydra.launcher.n_jobs=2", cwd=tmp_path)
     assert result.returncode == 1
     assert "data.batch_size must be at least 1" in result.stderr
     assert "Traceback" not in result.stderr
@@ -53,7 +55,7 @@ def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_pat
     for name in names[2:]:
         assert "data.batch_size must be at least 1" in (sweep / name / "error.txt").read_text()
         assert f"{name} failed: data: batch_size=0" in result.stderr
-    assert f"python train.py sweep={sweep.relative_to(tmp_path)}" in result.stderr
+    assert f"python train.py sweep={sweep.relative_to(tmp_path)} hydra.launcher.n_jobs=2" in result.stderr
 
     finished = last(sweep / names[0]).stat().st_mtime_ns
     records = [sweep / "sweep.yaml", *(sweep / name / ".hydra" / "config.yaml" for name in names[:2])]
@@ -98,8 +100,9 @@ def test_jobs_of_two_processes(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sweeps"]
 
 
-@pytest.mark.parametrize("launcher", ["joblib", slow("submitit_local"), slow("ray")])
-def test_launchers(tmp_path: Path, launcher: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
+def test_other_launchers(tmp_path: Path, launcher: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     result = run("train.py", "-m", f"hydra/launcher={launcher}", *TINY, "seed=0,1", cwd=tmp_path, forked=False)
     assert result.returncode == 0, result.stderr
@@ -110,11 +113,16 @@ def test_launchers(tmp_path: Path, launcher: str) -> None:
         assert "sliced_wasserstein" in json.loads((sweep / name / "metrics.json").read_text())
 
 
+@pytest.mark.parametrize("launcher", ["joblib", "basic"])
+def test_former_launchers_are_answered(tmp_path: Path, launcher: str) -> None:
+    with pytest.raises(UserError, match=r"leave it out\. hydra\.launcher\.n_jobs=2 runs two jobs at a time"):
+        resolve_arguments(["-m", "seed=0,1", f"hydra/launcher={launcher}"], ROOT / "conf", "train", tmp_path)
+
+
 @contextmanager
 def endless(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
-    """A sweep that does not end, of the seeds 0, 1 and 2 or others, in a session of its own."""
-    seeds = [] if any("seed=" in option for option in options) else ["seed=0,1,2"]
-    given = [*TINY, *seeds, "trainer.max_steps=1000000", "evaluate_every=null", "checkpoint_every=20"]
+    """A sweep whose jobs do not end by themselves, in a session of its own."""
+    given = [*TINY, "trainer.max_steps=1000000", "evaluate_every=null", "checkpoint_every=20"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "-m", *given, *options],
         cwd=folder,
@@ -130,7 +138,7 @@ def endless(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Those that run there, whoever started them."""
+    """All processes whose working directory this is."""
     found = []
     for place in Path("/proc").glob("[0-9]*/cwd"):
         with suppress(OSError):
@@ -139,28 +147,52 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the end of its parent")
-@pytest.mark.parametrize(
-    ("launcher", "number"),
-    [
-        ("basic", signal.SIGINT),
-        slow("basic", signal.SIGTERM),
-        slow("basic", signal.SIGKILL),
-        slow("joblib", signal.SIGINT),
-        slow("joblib", signal.SIGTERM),
-        ("joblib", signal.SIGKILL),
-    ],
-)
-def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, launcher: str, number: int) -> None:
-    options, begun = ["trainer.devices=2"], ["0-seed=0"]
-    if launcher == "joblib":  # where a process too many has no job
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-        options, begun = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "seed=0,1"], ["0-seed=0", "1-seed=1"]
-    with endless(tmp_path, *options) as process:
+def trains(job: Path) -> bool:
+    """Whether a job is past its first checkpoints."""
+    return (job / "checkpoints" / "previous.ckpt").exists()
+
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@linux_only
+def test_a_killed_job_and_an_interrupted_sweep_can_be_finished(tmp_path: Path) -> None:
+    with endless(tmp_path, "seed=0,1,2", "hydra.launcher.n_jobs=2") as process:
+        wait_for(lambda: len(list(tmp_path.glob("logs/sweeps/*/*/*/checkpoints/previous.ckpt"))) == 2)
+        sweep = the_sweep(tmp_path)
+        launcher, killed, _ = sorted(processes_in(tmp_path))
+        assert launcher == process.pid
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: trains(sweep / "2-seed=2"))
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
+        _, errors = process.communicate(timeout=60)
+        assert not processes_in(tmp_path)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert "Traceback" not in errors
+    assert "failed: its process was stopped by SIGKILL" in errors
+    assert f"To run the missing jobs:\n  python train.py sweep={sweep.relative_to(tmp_path)}" in errors
+    stopped = [name for name in jobs_of(sweep) if not (sweep / name / "error.txt").exists()]
+    assert len(stopped) == 2
+    for name in stopped:
+        step = read_checkpoint(last(sweep / name))["global_step"]
+        assert f"Stopped after step {step}." in (sweep / name / "train.log").read_text()
+    again = run("train.py", f"sweep={sweep}", "trainer.max_steps=2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("This run is finished") == 3
+    assert not list(sweep.glob("*/error.txt"))
+
+
+@linux_only
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("options", [["trainer.devices=2"], ["hydra.launcher.n_jobs=2"]])
+def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, options: list[str], number: int) -> None:
+    begun = ["0-seed=0"] if "trainer.devices=2" in options else ["0-seed=0", "1-seed=1"]
+    with endless(tmp_path, "seed=0,1,2", *options) as process:
         wait_for(lambda: len(list(tmp_path.glob("logs/sweeps/*/*/*/checkpoints/previous.ckpt"))) == len(begun))
-        assert len(processes_in(tmp_path)) >= 3
+        assert len(processes_in(tmp_path)) == 3
         if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # as a terminal does
+            os.killpg(process.pid, number)
         else:
             process.send_signal(number)
         _, errors = process.communicate(timeout=60)
@@ -169,9 +201,23 @@ def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, launcher: str, n
     assert "Traceback" not in errors
     sweep = the_sweep(tmp_path)
     assert [name for name in jobs_of(sweep) if (sweep / name / "checkpoints").exists()] == begun
-    steps = [read_checkpoint(last(sweep / name))["global_step"] for name in begun]
-    for name, step in zip(begun, steps, strict=True):
+    for name in begun:
+        step = read_checkpoint(last(sweep / name))["global_step"]
         assert f"Stopped after step {step}." in (sweep / name / "train.log").read_text()
+
+
+@linux_only
+@pytest.mark.slow
+def test_a_killed_job_leaves_no_rank(tmp_path: Path) -> None:
+    with endless(tmp_path, "seed=0,1", "trainer.devices=2") as process:
+        wait_for(lambda: len(list(tmp_path.glob("logs/sweeps/*/*/0-seed=0/checkpoints/previous.ckpt"))) == 1)
+        _, killed, rank = sorted(processes_in(tmp_path))
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: trains(the_sweep(tmp_path) / "1-seed=1"))
+        assert not {killed, rank} & set(processes_in(tmp_path))
+        process.terminate()
+        process.communicate(timeout=60)
+        assert not processes_in(tmp_path)
 
 
 def wait_for(condition: Any) -> None:
@@ -192,77 +238,6 @@ def test_names_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job_name(given) == "generator_optimizer=adam,extra=1"
     monkeypatch.delenv("GANFORGE_SWEPT")
     assert job_name(["seed=1", "name=x"]) == "seed=1,name=x"
-
-
-SEARCH = ["hydra/sweeper=optuna", "model.generator_optimizer.lr=interval(1e-5,1e-2)"]
-
-
-def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
-    optuna = pytest.importorskip("optuna")
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    quick = [*TINY, "trainer.max_steps=4", "callbacks.pruning.startup_trials=1"]
-    result = run("train.py", "-m", *quick, *SEARCH, "hydra.sweeper.n_trials=2", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    sweep = the_sweep(tmp_path)
-
-    def study() -> Any:
-        return optuna.load_study("search", f"sqlite:///{sweep}/search.db")
-
-    first = study().trials
-    assert len(first) == 2
-    for trial, name in zip(first, jobs_of(sweep), strict=True):
-        scores = json.loads((sweep / name / "metrics.json").read_text())
-        assert trial.value == scores["sliced_wasserstein"]["best"]["value"]
-        assert trial.intermediate_values.keys() <= {2, 4}
-    killed = study().ask({"model.generator_optimizer.lr": optuna.distributions.UniformDistribution(1e-5, 1e-2)})
-    begun = sweep / f"2-lr={killed.params['model.generator_optimizer.lr']}"
-    shutil.copytree(sweep / jobs_of(sweep)[0], begun)  # killed after its end, before Optuna was told
-    # three trials that nothing can be worse than
-    for _ in range(3):
-        best = optuna.trial.create_trial(
-            params=killed.params, distributions=killed.distributions, value=0.0, intermediate_values={2: 0.0, 4: 0.0}
-        )
-        study().add_trial(best)
-    again = run("train.py", f"sweep={sweep}", "hydra.sweeper.n_trials=7", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "The search goes on after 5 of 7 trials" in again.stderr
-    trials = study().trials
-    assert trials[2].state == optuna.trial.TrialState.FAIL
-    assert trials[6].params == killed.params, "the killed trial is tried again"
-    assert trials[6].value == first[0].value, "from where it was"
-    assert "This run is finished" in again.stderr
-    assert len(trials) == 8
-    assert jobs_of(sweep)[2] == f"6-{begun.name.partition('-')[2]}"
-    assert jobs_of(sweep)[3].startswith("7-")
-    assert trials[-1].intermediate_values.keys() == {2}
-    assert "Ended: sliced_wasserstein is worse than that of most trials at step 2" in again.stderr
-
-
-def test_a_search_of_a_stranger_sets_nothing_else(tmp_path: Path) -> None:
-    optuna = pytest.importorskip("optuna")
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    OmegaConf.save({"task": ["seed=choice(0,1)"], "hydra": ["hydra/sweeper=optuna"]}, tmp_path / "sweep.yaml")
-    study = optuna.create_study(f"sqlite:///{tmp_path}/search.db", study_name="search")
-    study.enqueue_trial({"+hydra.job.env_set.GANFORGE_TRUST": "os"})
-    result = run("train.py", f"sweep={tmp_path}", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "A trial of this search sets +hydra.job.env_set.GANFORGE_TRUST" in result.stderr
-    assert jobs_of(tmp_path) == []
-
-
-def test_a_search_needs_something_to_search_for(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    lr = SEARCH[1]
-    for wrong, message in (
-        ([lr, "hydra.sweeper.direction=maximize"], "sliced_wasserstein asks for minimize"),
-        ([lr, "evaluate_every=null"], "set that, and evaluate_every"),
-        (["seed=0"], "has nothing to search: give an option several values"),
-    ):
-        result = run("train.py", "-m", *TINY, SEARCH[0], "hydra.sweeper.n_trials=1", *wrong, cwd=tmp_path)
-        assert result.returncode == 1
-        assert message in result.stderr
-        assert "Traceback" not in result.stderr
-        assert ("No trial of this search came to a value" in result.stderr) == (lr in wrong)
 
 
 @pytest.mark.parametrize(

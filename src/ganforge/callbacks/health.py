@@ -7,13 +7,13 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from ganforge.callbacks.health_signs import EVALUATION_METRICS, LOG_WEIGHT, LOGGED_VALUES, SIGNS, SignTracker
 from ganforge.callbacks.shutdown import Diverged
 from ganforge.metrics.callback import Evaluation
 from ganforge.metrics.scores import read_scores, write_health
+from ganforge.runs.loggers import log_text
 from ganforge.runtime.lightning_private import stop_after_step
 from ganforge.runtime.trainers import callback_of
 
@@ -136,9 +136,7 @@ class Health(Callback):
     def _report(self, trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
             log.warning("step %d: %s", trainer.global_step, text)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("health", text, trainer.global_step)
+        log_text(trainer.loggers, "health", text, trainer.global_step)
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:

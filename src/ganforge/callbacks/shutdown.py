@@ -1,4 +1,4 @@
-"""Stopping a run well: on Ctrl-C or SIGTERM at the end of the step, and at once when a loss is no number any more."""
+"""Graceful shutdown: at the end of the step on Ctrl-C or SIGTERM, at once when a loss became NaN or infinite."""
 
 import logging
 import signal
@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.lightning_private import stop_after_step
-from ganforge.sweeps import job
+from ganforge.sweeps.job import ignore_parent_death
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class GracefulShutdown(Callback):
     def _interrupt(self, trainer: Trainer, number: int) -> None:
         is_first, self.interrupted = not self.interrupted, number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        job.heard()
+        ignore_parent_death()
         if trainer.is_global_zero and is_first:
             with suppress(RuntimeError):  # the signal came while another line was written, which Python forbids
                 log.warning("Stopping at the end of this step. Ctrl-C again stops at once.")
@@ -56,10 +56,10 @@ class GracefulShutdown(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         bad_term = self._bad_term(pl_module)
-        # a signal during the reduction is for the next step: the other ranks do not know of it yet
+        # a signal that arrives during the reduction is for the next step: the other ranks do not know of it yet
         interrupted, diverged = self.interrupted, bad_term is not None
         if trainer.world_size > 1:
-            if not self._looks(pl_module):
+            if not self._is_checked(pl_module):
                 return
             flags = torch.tensor([interrupted, diverged], dtype=torch.int32, device=pl_module.device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
@@ -75,11 +75,11 @@ class GracefulShutdown(Callback):
             stop_after_step(trainer)
 
     @staticmethod
-    def _looks(pl_module: Any) -> bool:
-        # reading a number makes a GPU wait, so there only the steps that wait anyway are looked at
+    def _is_checked(pl_module: Any) -> bool:
+        # reading a value makes a GPU wait, so there only the steps that wait anyway are checked
         return pl_module.device.type == "cpu" or pl_module.step_log.is_due
 
     def _bad_term(self, pl_module: Any) -> str | None:
-        if not self._looks(pl_module):
+        if not self._is_checked(pl_module):
             return None
         return next((name for name, term in pl_module.step_log.terms.items() if not isfinite(term.item())), None)

@@ -1,37 +1,28 @@
-"""What every entry point does before and after its work: compose the config, resume, report mistakes."""
+"""What every entry point does before and after its work: compose the config, resume, report errors."""
 
 import os
-import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ganforge import __version__
+from ganforge.cli.arguments import resolve_arguments
 from ganforge.cli.resolvers import register_resolvers
-from ganforge.cli.spelling import check_spelling
-from ganforge.runs.record import evaluation_sections, read_record
 from ganforge.runtime.devices import rank
 from ganforge.runtime.errors import UserError, explanation
-from ganforge.runtime.overrides import key_of, literal, parts, quoted, unquoted
+from ganforge.runtime.overrides import key_of
 from ganforge.runtime.text import printable
 from ganforge.sweeps import job, sweep
-from ganforge.sweeps.resume import with_record
-
-CHECKED_WITH = ("-m", "--multirun", "--cfg", "--resolve")
-"""Flags of Hydra's that do not turn the check of the spelling off."""
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
-
 
 Task = Callable[[DictConfig], int | None]
 """Does an entry point's work and returns its exit status, None for success."""
@@ -40,192 +31,88 @@ Task = Callable[[DictConfig], int | None]
 def entry_point(config_name: str) -> Callable[[Task], Callable[[], None]]:
     """Make a script's `main(config)` a command: `conf/<config_name>.yaml` beside the script, overridden by arguments.
 
-    A mistake of the person who calls ends in one message and exit status 2; inside a sweep it fails its job only.
+    A user error ends in one message and exit status 2; inside a sweep it fails its job only.
     """
-
-    def decorate(task: Task) -> Callable[[], None]:
-        script = Path(task.__code__.co_filename).resolve()
-        conf = script.parent / "conf"
-
-        def run(config: DictConfig) -> float | None:
-            sys.argv[1:] = original  # Lightning starts the other ranks with these
-            with nullcontext() if os.getpid() == process else job.worker(process):
-                return run_job(config)
-
-        def run_job(config: DictConfig) -> float | None:
-            in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            status: int | None
-            try:
-                if in_sweep:
-                    job.begin_job(folder)
-                if in_sweep and str(config.get("trainer", {}).get("devices", 1)) != "1":
-                    status = job.run_in_process(script)
-                else:
-                    status = task(config)
-            except KeyboardInterrupt:
-                status = INTERRUPTED
-            except SystemExit as error:  # what Lightning makes of a second Ctrl-C
-                if not isinstance(error.__context__, KeyboardInterrupt):
-                    raise
-                status = INTERRUPTED
-            except Exception as error:
-                message = explanation(error)
-                if job.is_job():
-                    job.note_failure(folder, error, message)
-                if message is None or os.environ.get("HYDRA_FULL_ERROR"):
-                    raise
-                if in_sweep:
-                    raise CompactHydraException(message) from error
-                status = _complain(message)
-                is_new = not {"hydra.run.dir", "resume"} & set(map(key_of, original))
-                if config_name == "train" and is_new and rank() == 0:
-                    _leave_nothing(folder)
-            if status:
-                raise job.JobExit(status)
-            return job.objective(folder) if in_sweep else None
-
-        original, process = sys.argv[1:], os.getpid()
-
-        def main() -> None:
-            if "--version" in original:
-                print(f"ganforge {__version__}")
-                return
-            register_resolvers()
-            if {job.IN_PROCESS, "LOCAL_RANK"} & set(os.environ):  # a job of a sweep, or a rank
-                job.end_with_parent()
-            with tempfile.TemporaryDirectory() as scratch:
-                try:
-                    sys.argv[1:] = _resolved_arguments(original, conf, config_name, Path(scratch))
-                except UserError as error:
-                    if os.environ.get("HYDRA_FULL_ERROR"):
-                        raise
-                    sys.exit(_complain(str(error)))
-                is_complete = False
-                try:
-                    hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(run)()
-                    is_complete = True
-                except KeyboardInterrupt:  # while a launcher waits for its jobs
-                    sys.exit(128 + job.ended_by)
-                finally:
-                    sweep.report(script.name, is_complete, original)
-
-        return main
-
-    return decorate
+    return lambda task: partial(_main, task, config_name)
 
 
-def _leave_nothing(folder: Path) -> None:
-    """Remove the new folder of a run where nothing but the record of a refused command is in it."""
+def _main(task: Task, config_name: str) -> None:
+    typed = sys.argv[1:]
+    if "--version" in typed:
+        print(f"ganforge {__version__}")
+        return
+    script = Path(task.__code__.co_filename).resolve()
+    register_resolvers()
+    if job.is_job() and "LOCAL_RANK" not in os.environ:
+        job.end_with_parent(int(os.environ[job.LAUNCHED_BY]))
+    elif "LOCAL_RANK" in os.environ:
+        job.end_with_parent()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            sys.argv[1:] = resolve_arguments(typed, script.parent / "conf", config_name, Path(scratch))
+        except UserError as error:
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            sys.exit(_print_error(str(error)))
+        _run_hydra(task, config_name, script, typed)
+
+
+def _run_hydra(task: Task, config_name: str, script: Path, typed: list[str]) -> None:
+    """Compose the config and run the task with it, or a job for each config of a sweep."""
+
+    def run(config: DictConfig) -> float | None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # in a process of a launcher other than ours
+            return job.run_as_subprocess(script)
+        sys.argv[1:] = typed  # Lightning starts the other ranks with these
+        if status := _run_task(task, config, is_new_run=config_name == "train" and _is_new(typed)):
+            sys.exit(status)
+        return None
+
+    is_complete = False
+    try:
+        hydra.main(version_base="1.3", config_path=str(script.parent / "conf"), config_name=config_name)(run)()
+        is_complete = True
+    except KeyboardInterrupt as interrupt:  # of a sweep
+        sys.exit(128 + (interrupt.args or [signal.SIGINT])[0])
+    finally:
+        sweep.report(script.name, is_complete, typed)
+
+
+def _is_new(typed: list[str]) -> bool:
+    """Whether a run gets a folder of its own."""
+    return not {"hydra.run.dir", "resume"} & set(map(key_of, typed))
+
+
+def _run_task(task: Task, config: DictConfig, is_new_run: bool) -> int | None:
+    """Returns the exit status. Raises errors that are not the user's."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return task(config)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except SystemExit as error:  # Lightning's, on a second Ctrl-C
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        return 128 + signal.SIGINT
+    except Exception as error:
+        message = explanation(error)
+        if job.is_job():
+            job.save_error(folder, error, message)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        if is_new_run and rank() == 0:
+            _remove_unused(folder)
+        return _print_error(message)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the new folder of a run where it holds no more than the record of a refused command."""
     if {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
         rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # which holds other runs
+        with suppress(OSError):  # it holds other runs
             folder.parent.rmdir()
 
 
-def _complain(message: str) -> int:
+def _print_error(message: str) -> int:
     print("\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     return 2
-
-
-# Resuming --------------------------------------------------------------------------------------------------------
-
-
-def _resolved_arguments(arguments: list[str], conf: Path, config_name: str, scratch: Path) -> list[str]:
-    """Turn `resume=<run folder>` into a composition from that run's record, in that folder; `run=` of evaluate.py into
-    one on top of the record.
-
-    Hydra gets a bare copy of the record: another file beside it could steer Hydra itself.
-    """
-    for key, value in map(parts, arguments):
-        if f"{key}=" in arguments:  # a variable of the shell that is not set
-            raise UserError(f"{key}= has no value: give it one; null stands for none")
-        if key == "name" and ".." in Path(value.strip("'\"")).parts:
-            raise UserError(f"{key}={value}: must not lead out of logs/: hydra.run.dir= takes any folder")
-    for argument in arguments:
-        if re.match(r"--(?!config-|cfg|package|info|experimental).*=", argument):
-            raise UserError(f"{argument}: leave out the --")
-    is_sweep = bool({"-m", "--multirun"} & set(arguments))
-    arguments = [literal(argument, is_sweep) for argument in arguments]
-    if (sweep_folder := _folder(arguments, "sweep")) and job.IN_PROCESS not in os.environ:
-        arguments = with_record(arguments, sweep_folder, conf)
-    arguments = sweep.with_search(arguments)
-    sweep.remember_swept_keys(arguments)
-    if "name" in sweep.swept_keys(arguments):
-        raise UserError("name= is the name of the whole sweep: its jobs are named by what differs")
-    for key, value in map(parts, arguments):
-        if value in ("null", "[]") and (conf / key).is_dir():
-            options = ", ".join(sorted(path.stem for path in (conf / key).glob("*.yaml")))
-            raise UserError(f"{key}={value}: choose one of {options}")
-    if config_name == "evaluate" and (run := _folder(arguments, "run")):
-        arguments = _on_record(arguments, run, scratch)
-    if (folder := _folder(arguments, "resume")) is not None:
-        return _resuming(arguments, folder, conf, scratch)
-    if config_name == "train" and not any(argument.startswith("-") for argument in arguments):
-        _check_place(dict(map(parts, arguments)).get("hydra.run.dir", "logs").strip("'\""))
-    _check_spelling(arguments, conf, config_name)
-    return arguments
-
-
-def _check_spelling(arguments: list[str], conf: Path, config_name: str, record: DictConfig | None = None) -> None:
-    is_checked = os.environ.get("LOCAL_RANK", "0") != "0" or job.IN_PROCESS in os.environ  # by another process
-    if not is_checked and not any(option.startswith("-") and option not in CHECKED_WITH for option in arguments):
-        check_spelling(arguments, conf, config_name, record)
-
-
-def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> list[str]:
-    """The arguments that go on with the run in a folder: its record, and what is given now."""
-    if {"-m", "--multirun"} & set(arguments):
-        raise UserError("resume= goes on with one run: leave out -m")
-    given = [argument for argument in arguments if key_of(argument) != "resume"]
-    record = read_record(folder, given)
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"resume={folder} cannot be written to: make it writable, or copy it elsewhere")
-    placed = {"name"} if "LOCAL_RANK" in os.environ else {"name", "hydra.run.dir"}  # Lightning gives ranks theirs
-    for key in placed & set(map(key_of, given)):
-        raise UserError(f"{key}=: a run goes on in its own folder, which resume= names: leave it out")
-    for group in (key for key in map(key_of, given) if (conf / key.partition("@")[0]).is_dir()):
-        raise UserError(
-            f"{group}= chooses anew what the run's record has settled: set single values, such as {group}.<key>=..., "
-            "or start a new run"
-        )
-    _check_spelling(given, conf, "train", record)
-    OmegaConf.save(record, scratch / "record.yaml")
-    return [
-        f"--config-path={scratch}",
-        "--config-name=record",
-        *given,
-        f"resume={quoted(folder)}",
-        f"hydra.searchpath=[{quoted(f'file://{conf}')}]",
-        "hydra/job_logging=ganforge",
-        f"hydra.run.dir={quoted(folder)}",
-        "hydra.output_subdir=null",
-    ]
-
-
-def _folder(arguments: list[str], option: str) -> Path | None:
-    """The folder that an option names, if it is given."""
-    value = next((value for key, value in map(parts, arguments) if key == option), None)
-    return None if value in (None, "", "''", "null") else Path(unquoted(value)).expanduser().resolve()
-
-
-def _check_place(name: str) -> None:
-    """Raise UserError where Hydra, which writes into a run's folder first of all, would fail."""
-    folder = Path(name).absolute()
-    # False also for what may not be looked at, where Path.exists raises
-    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        problem = "cannot be written to" if there.is_dir() else "is no folder"
-        raise UserError(f"{there} {problem}, so there is no place for {folder}: hydra.run.dir= takes another")
-
-
-def _on_record(arguments: list[str], run: Path, scratch: Path) -> list[str]:
-    """The arguments of evaluate.py, with the run's record brought into the composition."""
-    record = read_record(run)
-    kept = OmegaConf.masked_copy(record, evaluation_sections(record, arguments))
-    anew = [f"  - override /{group}: {empty}" for group, empty in (("metrics", "none"), ("extractor", "auto"))]
-    text = ["# @package _global_", "defaults:", *anew, "  - _self_", OmegaConf.to_yaml(kept)]
-    (scratch / "recorded").mkdir()
-    (scratch / "recorded" / "run.yaml").write_text("\n".join(text))
-    rest = [argument for argument in arguments if key_of(argument) != "recorded"]  # which the job of a sweep has
-    return [*rest, "recorded=run", f"hydra.searchpath=[{quoted(f'file://{scratch}')}]"]

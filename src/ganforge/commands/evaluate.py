@@ -18,7 +18,9 @@ from ganforge.data.base import Batch, TensorData
 from ganforge.data.images import open_image, to_8bit
 from ganforge.data.pairs import Pairs
 from ganforge.data.sources import open_source
-from ganforge.experiment.build import checkpoint_path, load_model, make_trainer, resolve_config
+from ganforge.experiment.build import make_trainer
+from ganforge.experiment.load import checkpoint_path, load_model
+from ganforge.experiment.resolve import resolve_config
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.experiment.validate import MOST_SAMPLES, check_count, check_flag, check_pairs, check_seeds
 from ganforge.metrics.callback import Evaluation

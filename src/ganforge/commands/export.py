@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig
 
-from ganforge.experiment.build import load_run
+from ganforge.experiment.load import load_run
 from ganforge.export.formats import FORMATS, Format, check_installed
 from ganforge.export.interface import ExportModule, interface_of, split
 from ganforge.export.model_card import Subject, model_card

@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from ganforge.data.base import to_uint8, to_unit_range
 from ganforge.data.images import open_image, to_8bit
 from ganforge.data.sources import open_source
-from ganforge.experiment.build import load_run
+from ganforge.experiment.load import load_run
 from ganforge.experiment.validate import check_count, check_flag, check_seed
 from ganforge.export.interface import conditions_of, interface_of
 from ganforge.latents import index_latents

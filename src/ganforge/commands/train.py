@@ -12,7 +12,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
@@ -22,9 +21,10 @@ from ganforge.data.classes import save_classes
 from ganforge.experiment.build import build
 from ganforge.experiment.trust import trust_prefix, validate_untrusted
 from ganforge.experiment.validate import check_scale, check_schedule
-from ganforge.runs.folder import describe, was_stopped_at_once
-from ganforge.runs.logs import continue_csv, truncate_logs
-from ganforge.runs.record import add_resumed, latest_resumed, read_overrides
+from ganforge.runs.folder import was_stopped_at_once, write_environment
+from ganforge.runs.loggers import describe_run, resume_logs
+from ganforge.runs.logs import truncate_logs
+from ganforge.runs.record import OF_TRAINING, add_resumed, latest_resumed, read_overrides
 from ganforge.runs.untrusted import check_caches
 from ganforge.runtime.devices import check_fits, rank
 from ganforge.runtime.errors import UserError
@@ -37,8 +37,8 @@ from ganforge.sweeps.resume import resume_job_config
 
 log = logging.getLogger(__name__)
 
-OF_RESUMING = ("resume", "sweep")
-"""Options that say what goes on, not with which settings."""
+OF_RESUMING = ("resume", "sweep", "logger")
+"""Options of this command that are no settings of the run."""
 
 
 def train(config: DictConfig, folder: Path) -> int:
@@ -47,7 +47,8 @@ def train(config: DictConfig, folder: Path) -> int:
     if is_there and config.get("sweep"):
         config = resume_job_config(folder)
     if config.resume or config.get("sweep"):  # of somebody's record; else it is what was typed
-        config = validate_untrusted(config)
+        typed = ["logger"] if config.resume and "logger" in map(key_of, _overrides()) else []
+        config = validate_untrusted(config, exempt=typed)
         check_fits(config.trainer, _overrides())
         check_caches(OmegaConf.to_container(config), _overrides())
     if config.resume or (is_there and (config.get("sweep") or _is_requeued())):
@@ -106,10 +107,12 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
         check_scale(data, model)
         if checkpoint is None or state is None:
             save_classes(data, folder)
-            describe(config, folder, trainer, model.games)
+            write_environment(config, folder, trainer)
+            describe_run(trainer.loggers, config, folder, model.games)
             _note_settings(folder, 0)
         else:
-            _prepare_folder(folder, checkpoint, state, trainer)
+            step = _prepare_folder(folder, checkpoint, state, trainer)
+            resume_logs(trainer.loggers, config, folder, model.games, step)
     health = callback_of(trainer, Health)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -132,7 +135,7 @@ def _train(config: DictConfig, folder: Path, checkpoint: Path | None) -> int | N
     outcome = f"Finished {step} steps."
     if health is not None and health.verdict == "stop":
         outcome = collapsed_at(step, health.rewinds)
-    log.info(finish_message(outcome, folder, step, model.from_images, trust_prefix(config)))
+    log.info(finish_message(outcome, folder, step, model.from_images, trust_prefix(config, exempt=OF_TRAINING)))
     return 0
 
 
@@ -147,8 +150,8 @@ def _is_over(state: dict[str, Any], trainer: Trainer) -> str:
     return ""
 
 
-def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], trainer: Trainer) -> None:
-    """Make ready for going on from a checkpoint."""
+def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], trainer: Trainer) -> int:
+    """Prepare a folder for resuming from a checkpoint, and return the step of that."""
     step, health = state["global_step"], callback_of(trainer, Health)
     if health is not None and health.on_collapse == "rewind" and state_in(state).get("verdict") == "rewind":
         step = rewind(folder, step)  # a signal came in between
@@ -157,12 +160,9 @@ def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], train
     remove_parts(folder)
     for profile in folder.glob("fit-profile*.txt"):  # Lightning would append to it
         profile.unlink()
-    truncate_logs(folder, step)
-    for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger):
-            continue_csv(logger, step)
     if checkpoint.name != "last.ckpt":  # or the next save would keep the damaged one in place of the good one
         checkpoint.with_name("last.ckpt").unlink(missing_ok=True)
+    return step
 
 
 def _beginning(text: Path, lines: int = 30) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ganforge.comparison.records import Curve, Run, is_file
 from ganforge.comparison.tables import Column, parts, plain
-from ganforge.experiment.build import load_data, load_run
+from ganforge.experiment.load import load_data, load_run
 from ganforge.export.interface import conditions_of
 from ganforge.models.gan import GAN
 from ganforge.pictures import picture

@@ -54,7 +54,7 @@ class StepLoader:
     The rows come from one permutation of the data after the other, each drawn from (seed, epoch); the next permutation
     completes an incomplete batch. A step consumes `shard.parts` batches of `batch_size` rows. This rank's rows of them
     go to `take(rows, step)`, which returns the Batch. Iteration starts at the step that `current_step` returns, so
-    resuming in the middle of an epoch needs no state.
+    resuming in the middle of an epoch needs no state. `overfit_batches` repeats the batches of the first so many steps.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class StepLoader:
         seed: int,
         shard: Shard,
         current_step: Callable[[], int],
+        overfit_batches: int | None = None,
     ):
         self.take = take
         self.size = size
@@ -72,6 +73,7 @@ class StepLoader:
         self.seed = seed
         self.shard = shard
         self.current_step = current_step
+        self.overfit_batches = overfit_batches
 
     def __len__(self) -> int:
         """Steps per epoch, rounded up."""
@@ -95,6 +97,7 @@ class StepLoader:
 
     def batch(self, step: int) -> Batch:
         """This rank's batch of a step (counted from 0)."""
+        step = repeated_step(step, self.overfit_batches)
         return self.take(self.shard.select(self.rows(step)), step)
 
     # Lightning resumes within an epoch only with loaders that have these. The trainer's step is the state.
@@ -105,12 +108,18 @@ class StepLoader:
         pass
 
 
+def repeated_step(step: int, overfit_batches: int | None) -> int:
+    """The step whose batch a step gets: its own, or one of the first `overfit_batches`."""
+    return step % overfit_batches if overfit_batches else step
+
+
 class TensorData(LightningDataModule):
     """Data in memory or in a memory-mapped file: uint8 images (N, C, H, W), or float points (N, 2).
 
     A subclass implements `load`. Models are built from `shape` and `num_classes`, which `setup` checks against the
     data. `batch_size` is the batch of the experiment, divided among the devices. `num_samples` is the number of
     samples that a validation generates. `flip` mirrors training images at random, with probability 0.5.
+    `overfit_batches` trains on so many batches over and over, with the same flips; null: on all of the data.
     """
 
     license_note: ClassVar[str] = (
@@ -128,8 +137,11 @@ class TensorData(LightningDataModule):
         num_samples: int = 10_000,
         flip: bool = False,
         seed: int = 0,
+        overfit_batches: int | None = None,
     ):
         super().__init__()
+        if overfit_batches is not None and overfit_batches < 1:
+            raise ValueError(f"overfit_batches={overfit_batches}: data.overfit_batches must be at least 1, or null")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: data.batch_size must be at least 1")
         if num_samples < 1:
@@ -142,6 +154,7 @@ class TensorData(LightningDataModule):
         self.num_samples = num_samples
         self.flip = flip
         self.seed = seed
+        self.overfit_batches = overfit_batches
         self.identity = ""
         """Identifies the files of the training data, which may change between two runs; empty for fixed data."""
         self.eval_sets: Sequence[Any] = ()
@@ -214,15 +227,14 @@ class TensorData(LightningDataModule):
 
     def draws(self, stream: Stream, step: int) -> ShardedDraw:
         """Random numbers for this rank's rows of a step."""
-        return ShardedDraw(generator(self.seed, stream, step), self.shard)
+        return ShardedDraw(generator(self.seed, stream, repeated_step(step, self.overfit_batches)), self.shard)
 
     def train_dataloader(self) -> StepLoader:
         assert self.real is not None
         assert self.trainer is not None
-        trainer = self.trainer
-        return StepLoader(
-            self.take, len(self.real), self.batch_size, self.seed, self.shard, lambda: trainer.global_step
-        )
+        trainer, size = self.trainer, len(self.real)
+        options = (self.batch_size, self.seed, self.shard)
+        return StepLoader(self.take, size, *options, lambda: trainer.global_step, self.overfit_batches)
 
     def val_dataloader(self) -> DataLoader:
         """The chunks of sample indices that this rank generates."""

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
 from hydra.utils import get_class
@@ -52,11 +52,11 @@ class Untrusted(UserError):
         self.name = name
 
 
-def trust_prefix(config: DictConfig) -> str:
+def trust_prefix(config: DictConfig, exempt: Collection[str] = ()) -> str:
     """What a command has to begin with that reads the record of this config, which was typed: `GANFORGE_TRUST=my_lab `,
-    or nothing."""
+    or nothing. It makes nothing of the `exempt` sections."""
     names = []
-    for node in _with_targets(OmegaConf.to_container(config, resolve=True)):
+    for node in _with_targets(_without(OmegaConf.to_container(config, resolve=True), exempt)):
         try:
             _check_target(str(node["_target_"]), node)
         except Untrusted as error:
@@ -66,12 +66,13 @@ def trust_prefix(config: DictConfig) -> str:
     return f"GANFORGE_TRUST={','.join(dict.fromkeys(names))} " if names else ""
 
 
-def validate_untrusted(config: DictConfig) -> DictConfig:
+def validate_untrusted(config: DictConfig, exempt: Collection[str] = ()) -> DictConfig:
     """What may be made of a config that a stranger wrote: its values, resolved.
 
     Raises UserError where it names a target that a run folder must not make. Make what this returns, not what it was
     given: an interpolation may become something else the next time. Packages of one's own are admitted by naming them
-    in the environment: GANFORGE_TRUST=my_package,other.
+    in the environment: GANFORGE_TRUST=my_package,other. `exempt` sections may name any target: nothing is made of
+    them, or they are not of the record.
     """
     root = config._get_root()  # to which interpolations of a part may lead
     check_config(OmegaConf.to_container(root))
@@ -80,7 +81,7 @@ def validate_untrusted(config: DictConfig) -> DictConfig:
         if "${" in text:  # escaped; whoever resolves it once more could get a target
             raise UserError(f"This run holds {text}, which is computed only later: it may run code, so it is refused")
     trusted = [name for name in os.environ.get("GANFORGE_TRUST", "").split(",") if name]
-    for node in _with_targets(values):
+    for node in _with_targets(_without(values, exempt)):
         if not _within(target := str(node["_target_"]), trusted):
             _check_target(target, node)
     return cast(DictConfig, OmegaConf.create(values))
@@ -103,6 +104,8 @@ def _check_target(target: str, node: Mapping[str, Any]) -> None:
     harm = ""
     if issubclass(cls, File):
         harm = "loads code from a file"
+    elif issubclass(cls, Logger) and cls not in LOGGERS:
+        harm = "may send what it logs elsewhere (logger=none resumes without it, logger=<another> with your own)"
     elif _within(f"{cls.__module__}.", ["lightning"]) and cls not in LIGHTNING:
         harm = "may write outside of the run folder, or send what it logs elsewhere"
     elif issubclass(cls, LOGGERS) and not _stays_inside(node):
@@ -116,6 +119,10 @@ def _stays_inside(logger: Mapping[str, Any]) -> bool:
     names = [logger.get(place, "") for place in PLACES]
     stay = all(isinstance(name, str | int | None) and re.fullmatch(r"([\w-][\w.-]*)?", str(name)) for name in names)
     return stay and logger.keys() <= {"_target_", "_partial_", *PLACES, *SETTINGS}
+
+
+def _without(values: Any, sections: Collection[str]) -> Any:
+    return {key: value for key, value in values.items() if key not in sections} if sections else values
 
 
 def _within(target: str, packages: Any) -> bool:

@@ -129,9 +129,10 @@ def check_parts(config: DictConfig) -> None:
         # what others state of a part is no part
         if not isinstance(config.get(part), DictConfig) or (part != "regularizer" and "_target_" not in config[part]):
             raise UserError(f"{part} is missing: choose one by {part}=...")
-    for part, single in (("callbacks", "callbacks.samples"), ("logger", "logger.tensorboard")):
+    leaves_out = {"callbacks": "~callbacks.samples leaves out a single one", "logger": "logger=none trains without"}
+    for part, instead in leaves_out.items():
         if not isinstance(config.get(part), DictConfig):
-            raise UserError(f"{part} is missing: ~{single} leaves out a single one")
+            raise UserError(f"{part} is missing: {instead}")
     for part in ("schedule", "metrics", "extractor"):
         if part not in config:
             raise UserError(f"{part} is missing: {part}={'auto' if part == 'extractor' else 'none'} leaves it out")
@@ -139,11 +140,8 @@ def check_parts(config: DictConfig) -> None:
         if not isinstance(callback, DictConfig) or "_target_" not in callback:
             raise UserError(f"callbacks.{name} is no callback: it needs a _target_, or ~callbacks.{name} leaves it out")
     for name, logger in config.logger.items():
-        if not isinstance(logger, DictConfig) or logger.get("_partial_") is not True:
-            raise UserError(
-                f"logger.{name} needs a _target_ and _partial_: true, as ganforge passes it the run's folder "
-                f"(+logger.{name}._partial_=true)"
-            )
+        if not isinstance(logger, DictConfig) or "_target_" not in logger:
+            raise UserError(f"logger.{name} is no logger: it needs a _target_, or ~logger.{name} leaves it out")
 
 
 def check_networks(config: DictConfig) -> None:

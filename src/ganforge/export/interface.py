@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ganforge.data.conditions import attribute_vectors, class_labels
-from ganforge.experiment.build import load_data
+from ganforge.experiment.load import load_data
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.latents import Latent, Levels
 from ganforge.models.gan import GAN

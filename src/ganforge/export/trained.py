@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganforge.experiment.build import load_run
+from ganforge.experiment.load import load_run
 from ganforge.experiment.validate import check_seed
 from ganforge.export.formats import FORMATS, Network, check_installed
 from ganforge.export.interface import ExportModule, Input, Interface, interface_of

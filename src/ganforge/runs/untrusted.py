@@ -19,7 +19,7 @@ from ganforge.runtime.text import is_printable, printable
 FILES = (
     *("config.yaml", "hydra.yaml", "overrides.yaml", "sweep.yaml", "metrics.json", "environment.json"),
     *("train.log", "error.txt", "search.db", "last.ckpt", "previous.ckpt", "healthy.ckpt", "metrics.csv"),
-    *("fit-profile.txt", "hparams.yaml"),
+    *("fit-profile.txt", "trace.json", "hparams.yaml", "wandb_id"),
 )
 FOLDERS = (".hydra", "checkpoints", "samples", "export")
 """Names in a run folder that are of one kind only."""

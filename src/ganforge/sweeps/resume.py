@@ -16,7 +16,7 @@ from ganforge.runs.untrusted import check_folder, read_yaml
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.overrides import key_of, override_values, parse_override
 from ganforge.runtime.text import printable
-from ganforge.sweeps.sweep import RECORD, SEARCH, is_search, swept_keys
+from ganforge.sweeps.sweep import RECORD, is_search, swept_keys
 
 MAX_JOBS = 10_000
 
@@ -82,8 +82,7 @@ def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
     _check_journal(folder / "search.db-journal")
     for override in overrides["hydra"]:
         key = key_of(override)
-        is_default = override == f"hydra.sweeper.storage={SEARCH['storage']}"
-        if key in OWN and key not in given and not is_default:  # without it the search would begin anew, or be another
+        if key in OWN and key not in given:  # without it the search would begin anew, or be another
             raise UserError(f"sweep={folder} was begun with {printable(override)}: give that again, if you trust it")
     return [*overrides["task"], *(override for override in overrides["hydra"] if _is_harmless(override))]
 

@@ -1,18 +1,16 @@
-"""Many runs by one command: what they are called, what is said of them, and going on where they stopped."""
+"""Many runs by one command: their record, their names, and the report at the end."""
 
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Iterable
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from ganforge.runtime.files import write_atomic
 from ganforge.runtime.overrides import key_of, parts
 from ganforge.runtime.text import printable
-from ganforge.sweeps.job import ERROR, Stopped, lead_workers
+from ganforge.sweeps.job import ERROR, SweepStopped, is_job
 
 RECORD = "sweep.yaml"
 """In the folder of a sweep: what was asked for, which not every sweeper of Hydra writes down."""
@@ -32,25 +30,21 @@ class Sweep(Callback):
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, _stop)
         Sweep.folder = folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / RECORD).exists():
             asked = {key: config.hydra.overrides[key] for key in ("task", "hydra")}
             write_atomic(folder / RECORD, OmegaConf.to_yaml(asked).encode())
-        if "joblib" in config.hydra.launcher._target_:
-            from joblib import effective_n_jobs
 
-            config.hydra.launcher.n_jobs = min(effective_n_jobs(config.hydra.launcher.n_jobs), _jobs_at_once(config))
-            lead_workers()
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        if isinstance(job_return._return_value, Stopped):  # ends the sweep where it is looked at, and not as a failure
-            job_return.return_value = KeyboardInterrupt()
+def _stop(number: int, _: Any) -> None:
+    raise SweepStopped(number)
 
 
 def report(script: str, is_complete: bool, given: list[str]) -> None:
     """Say what became of a sweep, if there was one, and what can be done next; `given` are its arguments."""
-    if Sweep.folder is None:
+    if Sweep.folder is None or is_job():
         return
     say = partial(print, file=sys.stderr)
     for reason in sorted(Sweep.folder.glob(f"*/{ERROR}")):
@@ -66,30 +60,6 @@ def report(script: str, is_complete: bool, given: list[str]) -> None:
         say(f"To run the missing jobs:\n  python {script} sweep={typed} {shlex.join(again)}".rstrip())
 
 
-SEARCH = {
-    "_target_": "hydra_plugins.ganforge_search.Search",
-    "storage": "'sqlite:///${hydra.sweep.dir}/search.db'",  # so that a killed search can go on, and trials be ended
-    "study_name": "search",
-    "n_jobs": "1",
-    "max_failure_rate": "1.0",  # a trial that fails does not end the search
-}
-"""Options of hydra/sweeper=optuna that are not its own defaults; Hydra allows no file of that name in `conf/`."""
-
-
-def with_search(arguments: list[str]) -> list[str]:
-    """The arguments, with these options where a search does not set them."""
-    if "hydra/sweeper=optuna" not in arguments:
-        return arguments
-    given = {key_of(argument) for argument in arguments}
-    missing = {f"hydra.sweeper.{key}": value for key, value in SEARCH.items() if f"hydra.sweeper.{key}" not in given}
-    return [*arguments, *(f"{key}={value}" for key, value in missing.items())]
-
-
-def direction_of(sweeper: DictConfig) -> str:
-    """minimize or maximize, which Hydra holds as an enumeration of the plugin."""
-    return str(sweeper.direction).rpartition(".")[2]
-
-
 def _is_unrecorded(argument: str) -> bool:
     """Whether an argument of a sweep has to be given again to go on with it."""
     return argument.startswith("--config") or (key_of(argument).startswith("hydra") and not is_search(argument))
@@ -97,7 +67,7 @@ def _is_unrecorded(argument: str) -> bool:
 
 def is_search(override: str) -> bool:
     """Whether an override says how many trials a search has, or what is best."""
-    names = ("n_trials", "n_jobs", "direction", "study_name", "max_failure_rate")
+    names = ("n_trials", "n_jobs", "direction", "study_name")
     return override == "hydra/sweeper=optuna" or key_of(override) in [f"hydra.sweeper.{name}" for name in names]
 
 
@@ -107,18 +77,6 @@ def is_search(override: str) -> bool:
 def remember_swept_keys(arguments: list[str]) -> None:
     """Note which keys are swept, also for jobs that a launcher starts elsewhere: a job sees only its own values."""
     os.environ["GANFORGE_SWEPT"] = ",".join(swept_keys(arguments))
-
-
-def _jobs_at_once(config: DictConfig) -> int:
-    """How many jobs a sweep has for its launcher at a time. A process too many would die of Ctrl-C, and take all others
-    with it."""
-    sweeper = config.hydra.sweeper
-    if "n_trials" in sweeper:
-        return sweeper.n_jobs
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides(list(config.hydra.overrides.task))
-    jobs = prod(len(list(each.sweep_string_iterator())) for each in overrides if each.is_discrete_sweep())
-    return min(jobs, sweeper.max_batch_size or jobs)
 
 
 def swept_keys(arguments: list[str]) -> set[str]:

@@ -1,0 +1,152 @@
+"""`hydra/launcher=local`: the jobs of a sweep on this machine.
+
+Each job is a fork of the sweep's process, which has imported the libraries, so that a job starts within a second. A job
+then runs its command as if it were typed: Lightning can start further ranks by it.
+"""
+
+import logging
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from ganforge.sweeps.job import ERROR, LAUNCHED_BY, JobFailed, SweepStopped, job_arguments, objective_of
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+USED_BY_JOBS = ("torch.utils.tensorboard", "tensorboard.compat.tensorflow_stub", "matplotlib.backends.backend_agg")
+"""Libraries that are imported late, and by most jobs."""
+
+
+class LocalLauncher(Launcher):
+    """Runs up to `n_jobs` jobs at a time. SIGINT and SIGTERM reach the jobs, which save, and then end the sweep."""
+
+    def __init__(self, n_jobs: int = 1):
+        if n_jobs < 1:
+            raise CompactHydraException(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1")
+        self.n_jobs = n_jobs
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        script = Path(sys.argv[0]).resolve()
+        for module in (f"ganforge.commands.{script.stem}", *USED_BY_JOBS):
+            import_module(module)
+        results = self._run(list(enumerate(job_overrides, initial_job_idx)), script)
+        return [results[number] for number in sorted(results)]
+
+    def _run(self, waiting: list[tuple[int, Sequence[str]]], script: Path) -> dict[int, JobReturn]:
+        """Run numbered jobs, and return their results by number."""
+        results, running, stopped_by = {}, [], None
+        with _stop_signals() as signals:
+            while running or waiting:
+                while waiting and len(running) < self.n_jobs:
+                    running.append(JobProcess(self._compose(*waiting.pop(0)), script))
+                    running[-1].start()
+                ready = wait([signals, *(job.sentinel for job in running)])
+                if signals in ready:
+                    stopped_by, waiting = os.read(signals, 1)[0], []
+                    for job in running:
+                        job.send_signal(stopped_by)
+                for job in [job for job in running if job.sentinel in ready]:
+                    running.remove(job)
+                    job.finish()
+                    if not stopped_by:
+                        results[job.config.hydra.job.num] = job.result()
+        if stopped_by:
+            raise SweepStopped(stopped_by)
+        return results
+
+    def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)
+        return config
+
+
+class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
+    """Runs a job's command in a session of its own, whose processes end with it."""
+
+    def __init__(self, config: DictConfig, script: Path):
+        super().__init__()
+        self.config, self.script, self.launched_by = config, script, os.getpid()
+        self.folder = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute()
+        self.arguments = job_arguments(config.hydra, self.folder)
+        (self.folder / ERROR).unlink(missing_ok=True)
+
+    def start(self) -> None:
+        """A signal that arrives meanwhile waits until the job no longer shares the launcher's handlers."""
+        log.info("Job %s", self.folder.name)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        super().start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def run(self) -> None:
+        os.setsid()
+        os.environ[LAUNCHED_BY] = str(self.launched_by)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        GlobalHydra.instance().clear()
+        np.random.seed()  # else all jobs would share the launcher's state
+        sys.argv = [str(self.script), *self.arguments]
+        runpy.run_path(str(self.script), run_name="__main__")
+
+    def send_signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def finish(self) -> None:
+        """End what the job has left, such as ranks that wait for it."""
+        self.join()
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def result(self) -> JobReturn:
+        result = JobReturn(self.arguments, self.config, status=JobStatus.COMPLETED)
+        try:
+            result.return_value = objective_of(self.folder, self.exitcode)
+        except JobFailed as error:
+            result.status, result.return_value = JobStatus.FAILED, error
+        return result
+
+
+@contextmanager
+def _stop_signals() -> Iterator[int]:
+    """A file descriptor from which the numbers of signals can be read that would end this process."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+    wakeup = signal.set_wakeup_fd(writer)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
