@@ -152,6 +152,7 @@ def test_real_faces(test_data: Callable[[str], Path], tmp_path: Path) -> None:
         data.load("test")
 
 
+@pytest.mark.slow
 def test_the_whole_cut_of_real_faces(test_data: Callable[[str], Path], tmp_path: Path) -> None:
     folder = test_data("celeba")
     with zipfile.ZipFile(folder / "annotations_000001-008000.zip") as archive:

@@ -186,6 +186,7 @@ def test_pickle_admits_arrays_only() -> None:
         _ArraysOnly(io.BytesIO(pickle.dumps(Evil()))).load()
 
 
+@pytest.mark.slow  # a mirror that is seldom needed
 def test_wheel_gives_the_very_files(test_data: Any) -> None:
     raw = test_data("mnist/MNIST/raw")
     images = [np.frombuffer(gzip.decompress((raw / f"{n}.gz").read_bytes()), np.uint8) for n in FILES]

@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 import zipfile
@@ -16,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import png_header, run, save_picture
+from conftest import png_header, run, save_picture, start
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -382,16 +379,15 @@ def test_a_killed_packing_goes_on(pictures: Path, tmp_path: Path) -> None:
     expected = loaded(pictures, cache_dir=str(tmp_path / "other")).real
     script = tmp_path / "packing_script.py"
     script.write_text(PACKING)
-    process = subprocess.Popen([sys.executable, str(script), str(pictures), "0.3"], stderr=subprocess.DEVNULL)
+    command = start(str(script), str(pictures), "0.3", cwd=tmp_path)
     cache = tmp_path / "pictures.packed"
     deadline = time.monotonic() + 60
     while not list(cache.glob("*.json.part")):
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert command.is_running()
         time.sleep(0.01)
     time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command.kill()
     assert not list(cache.glob("*.uint8"))
     (part,) = cache.glob("*.uint8.part")
     with part.open("ab") as file:

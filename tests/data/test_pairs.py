@@ -159,7 +159,7 @@ def test_whole_images_for_validation(pictures: Path, tmp_path: Path) -> None:
 def test_validations_need_whole_images_and_a_model_for_them(pictures: Path, tmp_path: Path) -> None:
     options = ["data=pairs", f"data.root={pictures}", "data.image_size=28", "evaluate_every=1"]
     assert build(composed(*options), tmp_path).trainer.limit_val_batches == 0
-    with pytest.raises(UserError, match=r"does not make images of images"):
+    with pytest.raises(UserError, match=r"does not make images from images"):
         build(composed(*options, "data.valid=[a]"), tmp_path)
 
 

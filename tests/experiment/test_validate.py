@@ -48,7 +48,7 @@ PLAIN = ["model=gan", "data=mnist"]
 """Without values that would bring back some of what is left out."""
 
 MISTAKES = {
-    "+callbacks.mine=3": "callbacks.mine is no callback",
+    "+callbacks.mine=3": "callbacks.mine is not a callback",
     "model.loss=null": "model.loss is none: it needs a class that derives from ganforge.losses.Loss",
     "loss._target_=test_validate.Baseless": "model.loss is a Baseless: it needs a class that derives",
     "loss._target_=test_validate.Half": "Half has no generator()",
@@ -59,7 +59,7 @@ MISTAKES = {
     **{f"~{part}": f"{part} is missing: {part}=" for part in ("schedule", "metrics", "extractor")},
     "~callbacks": "callbacks is missing: ~callbacks.samples leaves out",
     "~logger": "logger is missing: logger=none trains without",
-    "+logger.csv=3": "logger.csv is no logger: it needs a _target_",
+    "+logger.csv=3": "logger.csv is not a logger: it needs a _target_",
     "trainer.strategy=ddp_spawn": "trainer.strategy=ddp_spawn: must be auto",
     "trainer.strategy=nonsense": "trainer.strategy=nonsense: must be auto",
     "trainer.precision=16-mixed": "need trainer.precision=bf16-mixed",

@@ -18,12 +18,13 @@ from PIL import Image
 from torch import nn
 from torchvision.models.vgg import make_layers
 
-from ganforge.commands.sample import sample, translate
+from ganforge.commands.sample import sample
+from ganforge.commands.translate import translate
 from ganforge.content import VGG16, Pixels
 from ganforge.data.base import Batch
-from ganforge.experiment.build import build, start_from
-from ganforge.experiment.load import load_data
-from ganforge.experiment.validate import check_scale
+from ganforge.experiment.build import build
+from ganforge.experiment.compatibility import check_scale
+from ganforge.experiment.load import load_data, start_from
 from ganforge.latents import Levels, Normal, Uniform
 from ganforge.metrics.extractors import Digits, freeze
 from ganforge.metrics.features import ClassAccuracy, frechet_distance
@@ -86,7 +87,10 @@ def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> 
     with pytest.raises(Exception, match=r"data\.condition=attribute: must be none, labels"):
         build(composed("model=cgan", "data=celeba", *options, "data.condition=attribute"), tmp_path)
     for wrong, message in (
-        (["data=celeba", "data.condition=identity"], r"identity: say of how many, .* data\.num_classes=10177"),
+        (
+            ["data=celeba", "data.condition=identity"],
+            r"identity: needs the number of identities, data\.num_classes=10177",
+        ),
         (["data=folder", "data.condition=labels"], r"data\.root is missing"),
         (["data=folder", "data.condition=labels", "data.root=nowhere"], r"data\.root=nowhere: there is no such"),
         (["data=folder", "data.num_classes=3", "data.root=nowhere"], "which these data do not have"),
@@ -432,8 +436,8 @@ def test_mistakes_with_pairs_are_found_before_training(tmp_path: Path, pictures:
     with pytest.raises(UserError, match="standing_statistics"):
         build(composed(*options, f"data.valid=[{pictures}]", "callbacks.evaluation.standing_statistics=true"), tmp_path)
     for wrong, message in (
-        ("model.generator.scale=2", "scale=2.* are 4 times as large as their partners: set it to that"),
-        ("degradation=noise", "scale=4.* 1 times as large as their partners: use model=pix2pix"),
+        ("model.generator.scale=2", "scale=2.* are 4 times as large as their counterparts. Set it to that"),
+        ("degradation=noise", "scale=4.* 1 times as large as their counterparts. Use model=pix2pix"),
     ):
         experiment = build(composed(*options, wrong), tmp_path)
         with pytest.raises(UserError, match=rf"model\.generator\.{message}"):
@@ -484,7 +488,7 @@ def test_samples_of_labels(
     names = sorted(path.name for path in drawn("labels=[3,1]", "num_samples=4", "separate=true").iterdir())
     assert names == ["000000-3.png", "000001-3.png", "000002-1.png", "000003-1.png"]
     for wrong, message in (
-        (["labels=[3,1]", "separate=true"], "is there already"),
+        (["labels=[3,1]", "separate=true"], "already exists"),
         (["labels=Smiling"], "not Smiling"),
         (["num_samples=abc"], "num_samples=abc: must be a whole number from 1"),
         (["seed=abc"], "seed=abc: must be a whole number from 0"),
@@ -492,7 +496,7 @@ def test_samples_of_labels(
         (["labels=1.5"], "labels: must be numbers from 0 to 9, not 1.5"),
         (["separate=npz"], "separate=npz: must be true or false"),
         (["format=jpg"], "format=jpg: must be png or npz"),
-        (["format=npz"], "format=npz: is of separate=true"),
+        (["format=npz"], "format=npz: needs separate=true"),
         (["output=x.png"], "output=x.png: must be a folder"),
     ):
         with pytest.raises(UserError) as error:
@@ -534,7 +538,7 @@ def test_images_made_of_images(tmp_path: Path, pictures: Path, capsys: pytest.Ca
 
     capsys.readouterr()
     assert drawn(f"input={source}/colours.png", f"output={tmp_path}/one") == [f"{tmp_path}/one/colours.png"]
-    with pytest.raises(UserError, match="would be written over"):
+    with pytest.raises(UserError, match="would overwrite an input"):
         drawn(f"input={source}/colours.png", f"output={source}")
     save_picture(source / "colours.jpg", 0)
     with pytest.raises(UserError, match="would both become"):
@@ -626,7 +630,7 @@ def test_samples_are_named_by_classes(tmp_path: Path, pictures: Path, capsys: py
         drawn(["voices"])
     assert "\x1b" not in str(error.value)
     record(names[:2])
-    with pytest.raises(UserError, match="trained with 3 labels, but its record describes others"):
+    with pytest.raises(UserError, match="trained with 3 labels, but its record describes 2"):
         drawn([0])
 
 

@@ -19,9 +19,9 @@ from ganforge.cli.arguments import _resuming
 from ganforge.commands.train import train
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.models.gan import Game
+from ganforge.runs.folder_contents import check_folder
 from ganforge.runs.loggers import log_image, log_text, resume_logs
 from ganforge.runs.logs import continue_csv, truncate_logs
-from ganforge.runs.untrusted import check_folder
 from ganforge.runtime.errors import UserError
 
 OFTEN = [*QUICK, *TINY_POINTS, "checkpoint_every=2", "sample_every=2", "trainer.log_every_n_steps=1"]

@@ -13,6 +13,9 @@ from ganforge.runtime.devices import rank
 
 log = logging.getLogger(__name__)
 
+MAX_STEPS = 100
+"""A step of DCGAN takes 300 KB of the trace, and the profiler keeps them all in memory."""
+
 
 class Trace(Callback):
     """Writes `trace.json` into the run folder: `steps` steps after `skip` others, for https://ui.perfetto.dev.
@@ -22,8 +25,8 @@ class Trace(Callback):
     """
 
     def __init__(self, skip: int = 12, steps: int = 5):
-        if skip < 1 or steps < 1:
-            raise ValueError(f"skip={skip}, steps={steps}: both must be at least 1")
+        if skip < 1 or not 1 <= steps <= MAX_STEPS:
+            raise ValueError(f"skip={skip}, steps={steps}: must be at least 1, and steps at most {MAX_STEPS}")
         self.skip = skip
         self.steps = steps
         self._profiler: profile | None = None

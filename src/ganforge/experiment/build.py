@@ -12,18 +12,16 @@ from omegaconf import DictConfig
 from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint, read_checkpoint
 from ganforge.callbacks.shutdown import GracefulShutdown
 from ganforge.data.base import TensorData
-from ganforge.experiment.profilers import make_profiler
-from ganforge.experiment.resolve import resolve_config
-from ganforge.experiment.validate import (
+from ganforge.experiment.compatibility import (
+    check_counterparts,
     check_devices,
     check_loss,
     check_optimizers,
-    check_partners,
-    check_parts,
-    check_seeds,
-    check_values,
-    validates,
+    has_validations,
 )
+from ganforge.experiment.profilers import make_profiler
+from ganforge.experiment.resolve import resolve_config
+from ganforge.experiment.validate import check_groups, check_seeds, check_values
 from ganforge.metrics.callback import Evaluation
 from ganforge.models.gan import GAN
 from ganforge.runs.schemas import WEIGHTS
@@ -58,7 +56,7 @@ def build(config: DictConfig, folder: Path, is_new: bool = True) -> Experiment:
 
 def prepare_config(config: DictConfig) -> None:
     """Resolve a composed config, and check what can be checked before anything is made of it."""
-    check_parts(config)
+    check_groups(config)
     check_seeds(config)
     resolve_config(config, "data", "model", "trainer", "callbacks", "logger")
     check_values(config)
@@ -67,7 +65,7 @@ def prepare_config(config: DictConfig) -> None:
 def make_model(config: DictConfig, data: TensorData, is_new: bool) -> GAN:
     """The model, ready to train on the data; one that is new starts from the weights of model.init_from."""
     model = instantiate(config.model, _convert_="all")
-    check_partners(data, model)
+    check_counterparts(data, model)
     check_optimizers(model)
     check_loss(model.loss)
     check_devices(config, model)
@@ -80,7 +78,7 @@ def make_model(config: DictConfig, data: TensorData, is_new: bool) -> GAN:
 def make_callbacks(config: DictConfig, data: TensorData, model: GAN) -> list[Callback]:
     """The callbacks, less those that have nothing to do."""
     parts = dict(config.callbacks)
-    if not validates(config, data, model):  # what it needs, such as weights, may not be there
+    if not has_validations(config, data, model):  # what it needs, such as weights, may not be there
         parts.pop("evaluation", None)
     callbacks = [instantiate(callback, _convert_="all") for callback in parts.values()]
     return [callback for callback in callbacks if _has_work(callback, config, data)]

@@ -2,11 +2,12 @@
 
 from omegaconf import DictConfig
 
+from ganforge.runtime.devices import DDP
 from ganforge.runtime.errors import UserError
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", "64-true")
 SHORT = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
-STRATEGIES = ("auto", "ddp_find_unused_parameters_true")
+STRATEGIES = ("auto", DDP)
 """Others copy the model, or want a gradient of both networks at every update."""
 
 OTHER_WORDS = {

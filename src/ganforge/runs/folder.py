@@ -14,8 +14,8 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge import __version__
+from ganforge.runs.folder_contents import read_yaml
 from ganforge.runs.record import read_resumed
-from ganforge.runs.untrusted import read_yaml
 from ganforge.runtime.files import write_atomic
 from ganforge.runtime.overrides import parse_override
 

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.lightning_private import environment_rank
@@ -17,14 +18,26 @@ def rank() -> int:
 
 
 def device_count(trainer: DictConfig) -> int:
-    """The number of processes of a trainer's config, on all nodes together."""
-    devices = trainer.devices
-    if devices in ("auto", -1, "-1"):
+    """How many processes a trainer's config asks for, on all nodes."""
+    count = requested_devices(trainer.devices)
+    if count is None:
         count = max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu", "cuda") else 1
-    else:
-        listed = [device for device in str(devices).split(",") if device.strip()]
-        count = int(devices) if str(devices).isdigit() else len(listed)
     return count * trainer.num_nodes
+
+
+def requested_devices(devices: Any) -> int | None:
+    """How many devices a value such as 2, "2", "0,1" or [0, 1] asks for; None for all of them, "auto" or -1."""
+    if isinstance(devices, list | ListConfig):
+        return len(devices)
+    try:
+        count = None if devices == "auto" else int(devices)
+    except (TypeError, ValueError):
+        return len([device for device in str(devices).split(",") if device.strip()])
+    return None if count == -1 else count
+
+
+DDP = "ddp_find_unused_parameters_true"
+"""DDP that accepts an update in which only one of the networks has gradients."""
 
 
 def strategy(trainer: DictConfig) -> str:
@@ -32,7 +45,7 @@ def strategy(trainer: DictConfig) -> str:
     pass reaches only one of the networks."""
     if trainer.strategy != "auto" or device_count(trainer) == 1:
         return trainer.strategy
-    return "ddp_find_unused_parameters_true"
+    return DDP
 
 
 def uses_sync_batchnorm(trainer: DictConfig) -> bool:

@@ -59,7 +59,9 @@ class LocalLauncher(Launcher):
 
     def _run(self, waiting: list[tuple[int, Sequence[str]]], script: Path) -> dict[int, JobReturn]:
         """Run numbered jobs, and return their results by number."""
-        results, running, stopped_by = {}, [], None
+        results: dict[int, JobReturn] = {}
+        running: list[JobProcess] = []
+        stopped_by = None
         with _stop_signals() as signals:
             while running or waiting:
                 while waiting and len(running) < self.n_jobs:

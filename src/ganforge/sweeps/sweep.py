@@ -61,7 +61,7 @@ def report(script: str, is_complete: bool, given: list[str]) -> None:
 
 
 def _is_unrecorded(argument: str) -> bool:
-    """Whether an argument of a sweep has to be given again to go on with it."""
+    """Whether an argument of a sweep has to be given again to resume it."""
     return argument.startswith("--config") or (key_of(argument).startswith("hydra") and not is_search(argument))
 
 
