@@ -134,7 +134,7 @@ def test_calls(runs: dict[str, Path]) -> None:
         (lambda: cgan(image), "call it with their number"),
         (lambda: cgan(1, seed=-1), "seed=-1"),
         (lambda: cgan(1, labels=[10]), "numbers from 0 to 9"),
-        (lambda: faces(1, labels=["Bald"]), "knows Smiling, Male"),
+        (lambda: faces(1, labels=["Bald"]), "must be Smiling, Male"),
         (lambda: srgan(16), r"call it with a tensor \(N, 3, h, w\)"),
         (lambda: srgan(image[0]), r"call it with a tensor \(N, 3, h, w\)"),
         (lambda: srgan(image.byte()), "call it with floats"),

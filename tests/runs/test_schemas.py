@@ -202,7 +202,8 @@ def test_only_texts_in_files_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "link").symlink_to(tmp_path / "secret")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    for name, said in (("link", "a link"), ("pipe", "not a regular"), ("", "not a regular"), ("bytes", "not a UTF-8")):
+    irregular = "not a regular file"
+    for name, said in (("link", "a link"), ("pipe", irregular), ("", irregular), ("bytes", "not a UTF-8 text")):
         with pytest.raises(UserError, match=said):
             read_text(tmp_path / name)
         assert read_json(tmp_path / name) == {}

@@ -112,7 +112,7 @@ def _check_target(target: str, node: Mapping[str, Any]) -> None:
     if issubclass(cls, File):
         harm = "loads code from a file"
     elif issubclass(cls, Logger) and cls not in LOGGERS:
-        harm = "may send logs over a network (logger=none resumes without it, logger=<another> with your own)"
+        harm = "may send logs over a network, so resume with logger=none or a logger= of your own"
     elif _within(f"{cls.__module__}.", ["lightning"]) and cls not in LIGHTNING_CLASSES:
         harm = "may write outside of the run folder, or send logs over a network"
     elif issubclass(cls, LOGGERS) and not _stays_inside(node):

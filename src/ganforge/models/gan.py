@@ -180,7 +180,7 @@ class GAN(Sampler, LightningModule):
             for name, penalty in due.items():
                 value = penalty(game.discriminator, real_scored, fake_scored)
                 terms[name] = penalty.weight * penalty.every * value
-        self.step_log.add_scores(game, real_scored, fake_scored, self.loss.boundary)
+        self.step_log.add_scores(game.tag, real_scored, fake_scored, self.loss.boundary)
         self.update(game, "d", game.discriminator, optimizer, terms)
 
     def update_generator(self, game: Game, batch: Batch, fake: Tensor, optimizer: Optimizer) -> None:
@@ -188,7 +188,7 @@ class GAN(Sampler, LightningModule):
             fake_scored = score(game.discriminator, fake, batch.condition)
             real_scored = score(game.discriminator, batch.real, batch.condition) if self.needs_real else None
             terms = self.generator_loss(game, batch, fake_scored, real_scored)
-        self.step_log.add_loss_sensitivity(game, self.loss, fake_scored, real_scored)
+        self.step_log.add_loss_sensitivity(game.tag, self.loss, fake_scored, real_scored)
         self.update(game, "g", game.generator, optimizer, terms)
 
     def update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: LossTerms) -> None:
@@ -204,7 +204,7 @@ class GAN(Sampler, LightningModule):
             else:
                 self.trainer.strategy.pre_backward(total)
                 total.backward(inputs=trained)
-        self.step_log.add_update(game, player, network, optimizer, {**terms, "total": total})
+        self.step_log.add_update(game.tag, player, network, optimizer, {**terms, "total": total})
         if self.gradient_clip is not None:
             # not Lightning's clipping, which refuses fused optimizers under bf16-mixed without need
             nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
