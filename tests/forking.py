@@ -60,6 +60,7 @@ class Command:
         """End the process and those that it has started at once, where they run."""
         with suppress(ProcessLookupError):
             self.signal(signal.SIGKILL)
+        self._process.kill()  # where it is too young to have a group
         self._process.join()
 
     def wait(self, timeout: float = 240) -> subprocess.CompletedProcess[str]:

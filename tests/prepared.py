@@ -17,9 +17,8 @@ from ganforge.pictures import scatter
 for module in walk_packages(ganforge.__path__, "ganforge."):
     import_module(module.name)
 register_resolvers()
+# Hydra finds its plugins, and its parsers fill their tables
 with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-    compose(
-        "train", ["model=gan", "data=ring", "+name=[a,'b']"]
-    )  # finds the plugins and makes the tables of the parser
-scatter(torch.zeros(2, 2))  # looks for the fonts
-gc.freeze()  # or each command's garbage collections would look at all of this
+    compose("train", ["model=gan", "data=ring", "+names=[a,'b']"])
+scatter(torch.zeros(2, 2))  # Matplotlib looks for its fonts
+gc.freeze()  # or each command's garbage collections would visit all of this

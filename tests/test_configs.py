@@ -99,6 +99,7 @@ def check(config: DictConfig, folder: Path) -> None:
     build(config, folder)
 
 
+@pytest.mark.slow  # it imports the package as often as it has modules
 def test_every_module_can_be_imported_first(tmp_path: Path) -> None:
     lines = [
         "import importlib, pkgutil, sys, ganforge",

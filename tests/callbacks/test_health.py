@@ -319,8 +319,9 @@ def test_a_rewind_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     ]
 
 
-REWINDING = [*HASTY[1:], *TINY_POINTS, *TOO_STRONG, "trainer=cpu", "trainer.max_steps=400", "evaluate_every=100"]
-REWINDING += ["callbacks.health.on_collapse=rewind", "hydra.run.dir=run"]
+REWINDING = [*HASTY[1:], *TINY_POINTS, *TOO_STRONG, "trainer=cpu", "trainer.max_steps=400", "evaluate_every=50"]
+REWINDING += ["callbacks.health.on_collapse=rewind", "callbacks.health.patience=20", "trainer.log_every_n_steps=2"]
+REWINDING += ["checkpoint_every=5", "hydra.run.dir=run"]
 
 
 @pytest.mark.parametrize("starter", ["torchrun", slow("lightning")])  # which starts the other ranks at each fit

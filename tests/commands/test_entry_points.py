@@ -115,7 +115,7 @@ MISTAKES = {
     "+trainer.limit_train_batches=3": r"trainer\.limit_train_batches: .*max_steps",
     "trainer.devices=abc": "trainer: .*devices",
     "data=ring data.std=-1": "std=-1: must not be negative",
-    "data=grid data.spacing=nan": "points of grid are not finite",
+    "data=grid data.spacing=nan": "data=grid: these options give points that are not finite",
     "trainer.max_steps=null": r"trainer\.max_steps=None: must be a whole number",
     "loss.average_halves=maybe": r"loss\.average_halves=maybe: must be true or false",
     "model.gradient_clip=much": r"model\.gradient_clip=much: must be a number or null",
@@ -284,7 +284,7 @@ def test_a_signal_that_comes_while_the_ranks_agree_counts_for_the_next_step(monk
     loop = SimpleNamespace(max_steps=100)
     trainer: Any = SimpleNamespace(world_size=2, is_global_zero=False, global_step=7)
     trainer.fit_loop = SimpleNamespace(epoch_loop=loop)
-    module = SimpleNamespace(device=torch.device("cpu"), terms={})
+    module = SimpleNamespace(device=torch.device("cpu"), step_log=SimpleNamespace(terms={}))
     before = signal.getsignal(signal.SIGINT)
 
     def all_reduce(*_: object) -> None:
