@@ -31,7 +31,7 @@ TRAINING |= {"callbacks.health.on_collapse", "callbacks.health.patience"}
 
 
 def write_environment(config: DictConfig, folder: Path, trainer: Trainer) -> None:
-    """Write `environment.json` of a new run. One that starts again from scratch keeps the overrides it was resumed with."""
+    """Write `environment.json` of a new run. It keeps the overrides of earlier attempts."""
     folder.mkdir(parents=True, exist_ok=True)
     resumed = [{"step": step, "overrides": overrides} for step, overrides in read_resumed(folder)]
     content = environment(config, trainer) | ({"resumed": resumed} if resumed else {})
