@@ -390,7 +390,7 @@ def test_bicubic_needs_no_training(tmp_path: Path) -> None:
         "train.py", "model=bicubic", "data=pairs", "data.root=photographs", "data.image_size=16", cwd=tmp_path
     )
     assert trained.returncode == 2
-    assert "nothing to train" in trained.stderr
+    assert "no weights to train" in trained.stderr
 
 
 @pytest.mark.parametrize("degradation", ["bicubic", "blur_bicubic", "grayscale", "noise"])

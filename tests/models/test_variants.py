@@ -22,9 +22,9 @@ from ganforge.commands.sample import sample
 from ganforge.commands.translate import translate
 from ganforge.content import VGG16, Pixels
 from ganforge.data.base import Batch
-from ganforge.experiment.build import build
+from ganforge.experiment.build import build, start_from
 from ganforge.experiment.compatibility import check_scale
-from ganforge.experiment.load import load_data, start_from
+from ganforge.experiment.load import load_data
 from ganforge.latents import Levels, Normal, Uniform
 from ganforge.metrics.extractors import Digits, freeze
 from ganforge.metrics.features import ClassAccuracy, frechet_distance
