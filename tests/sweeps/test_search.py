@@ -63,7 +63,7 @@ def test_sweeps_become_distributions() -> None:
         "tag(log,int(interval(1,64)))": distributions.IntDistribution(1, 64, log=True),
         "range(1,8,step=2)": distributions.IntDistribution(1, 7, step=2),
         "range(9,3,step=-3)": distributions.IntDistribution(6, 9, step=3),
-        "range(0.5,0.8,step=0.1)": distributions.FloatDistribution(0.5, 0.7, step=0.1),
+        "range(0.5,2,step=0.5)": distributions.FloatDistribution(0.5, 1.5, step=0.5),
         "choice(hinge,minimax)": distributions.CategoricalDistribution(["hinge", "minimax"]),
         "choice([16,8],null,'a b')": distributions.CategoricalDistribution(["[16,8]", "null", "'a b'"]),
         "1,2": distributions.CategoricalDistribution(["1", "2"]),

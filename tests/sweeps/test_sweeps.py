@@ -74,14 +74,14 @@ def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_pat
             with_record(given, sweep, ROOT / "conf")
 
 
-def test_a_begun_job_goes_on_from_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_started_job_resumes_from_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = recorded(tmp_path / "job", *TINY, "loss=hinge", "model.generator_optimizer.lr=0.5")
     OmegaConf.save([*TINY, "loss=hinge"], job / ".hydra" / "overrides.yaml")
     task = [*TINY, "loss=hinge", f"sweep='{tmp_path}'", "trainer.max_steps=9"]
     monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(overrides=SimpleNamespace(task=task)))
     config = resume_job_config(job)
     assert (config.trainer.max_steps, config.sweep) == (9, str(tmp_path))
-    assert config.model.generator_optimizer.lr == 0.5, "as it began, though the command does not say so"
+    assert config.model.generator_optimizer.lr == 0.5, "as it started, though the command does not say so"
     assert config.loss._target_.endswith("Hinge")
     shutil.rmtree(job / "checkpoints")
     (job / "checkpoints").mkdir()  # killed before its first checkpoint

@@ -74,19 +74,19 @@ def _check_spelling(arguments: list[str], conf: Path, config_name: str, record: 
 
 
 def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> list[str]:
-    """The arguments that go on with the run in a folder: its record, and what is given now."""
+    """The arguments that resume the run in a folder: its record, and what is given now."""
     if {"-m", "--multirun"} & set(arguments):
-        raise UserError("resume= goes on with one run: leave out -m")
+        raise UserError("resume= resumes one run: leave out -m")
     given = [argument for argument in arguments if key_of(argument) != "resume"]
     record = read_record(folder, given)
     if not os.access(folder, os.W_OK):
         raise UserError(f"resume={folder} cannot be written to: make it writable, or copy it elsewhere")
     placed = {"name"} if "LOCAL_RANK" in os.environ else {"name", "hydra.run.dir"}  # Lightning gives ranks theirs
     for key in placed & set(map(key_of, given)):
-        raise UserError(f"{key}=: a run goes on in its own folder, which resume= names: leave it out")
+        raise UserError(f"{key}=: a run resumes in its own folder, which resume= names: leave it out")
     for group in (key for key in map(key_of, given) if (conf / key.partition("@")[0]).is_dir()):
         raise UserError(
-            f"{group}= chooses anew what the run's record has settled: set single values, such as {group}.<key>=..., "
+            f"{group}=: the run's record has settled that. Set single values instead, such as {group}.<key>=..., "
             "or start a new run"
         )
     _check_spelling(given, conf, "train", record)
@@ -120,12 +120,12 @@ def _check_place(name: str) -> None:
 
 
 def _on_record(arguments: list[str], run: Path, scratch: Path) -> list[str]:
-    """The arguments of evaluate.py, with the run's record brought into the composition."""
+    """The arguments of evaluate.py, with the run's record in the composition."""
     record = read_record(run)
     kept = OmegaConf.masked_copy(record, evaluation_sections(record, arguments))
     anew = [f"  - override /{group}: {empty}" for group, empty in (("metrics", "none"), ("extractor", "auto"))]
     text = ["# @package _global_", "defaults:", *anew, "  - _self_", OmegaConf.to_yaml(kept)]
     (scratch / "recorded").mkdir()
     (scratch / "recorded" / "run.yaml").write_text("\n".join(text))
-    rest = [argument for argument in arguments if key_of(argument) != "recorded"]  # which the job of a sweep has
+    rest = [argument for argument in arguments if key_of(argument) != "recorded"]  # the job of a sweep has one
     return [*rest, "recorded=run", f"hydra.searchpath=[{quoted(f'file://{scratch}')}]"]

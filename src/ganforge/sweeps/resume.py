@@ -1,4 +1,4 @@
-"""Going on with a sweep: what its folder says of it, of which only what is plainly harmless is taken."""
+"""Resuming a sweep from the record in its folder, of which only what is plainly harmless is taken."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -21,17 +21,17 @@ from ganforge.sweeps.sweep import RECORD, is_search, swept_keys
 MAX_JOBS = 10_000
 
 NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
-"""How a journal of SQLite ends that names another one."""
+"""The end of an SQLite journal that names another file."""
 
 OWN = ("hydra.sweeper.storage", "hydra/sweeper/sampler", "hydra.sweep.subdir")
-"""Choices that a search or the names of jobs depend on, and that may run code or lead elsewhere: some storages and
+"""Options that a search or the names of jobs depend on, and that may run code or lead elsewhere: some storages and
 samplers unpickle what they read."""
 
 
 def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
-    """The arguments of a sweep that was begun in a folder: as recorded there, and what is given now on top.
+    """The arguments of the sweep in a folder: as recorded there, with those given now on top.
 
-    Raises UserError where the record holds more than plain choices and values that is not given again.
+    Raises UserError where the record holds more than plain choices and values, unless that is given again.
     """
     recorded = _recorded(folder, arguments, conf)
     given = {key_of(argument): argument for argument in arguments}
@@ -41,26 +41,26 @@ def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
     for key in given:
         if (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
             raise UserError(
-                f"{given[key]}: sweep={folder} has settled that. Set single values, such as {key}.<key>=..."
+                f"{given[key]}: sweep={folder} has settled that. Set single values instead, such as {key}.<key>=..."
             )
     merged = {key_of(argument): argument for argument in [*recorded, *arguments]}  # in the order of before
     return ["-m", *merged.values()]
 
 
 def resume_job_config(folder: Path) -> DictConfig:
-    """The config of a job that was begun: its record, and on top the values that were given later, or are now."""
+    """The config of a started job: its record, with the values given since on top."""
     before = read_overrides(folder)
     given = [each for each in HydraConfig.get().overrides.task if each not in before]
     config = read_record(folder, given)
     for override in map(parse_override, given):
         if override.is_delete():
-            raise UserError(f"{override.input_line}: a job that was begun keeps its parts. Leave that out")
+            raise UserError(f"{override.input_line}: a started job keeps its parts: leave that out")
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
     return config
 
 
 def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
-    """What a sweep was begun with, less options of Hydra that have to be given again where they are wanted."""
+    """The recorded arguments of a sweep, without options of Hydra that have to be given again."""
     record = folder / RECORD
     if not record.is_file():
         raise UserError(f"sweep={folder} is no sweep: it has no {RECORD}. Sweeps are in logs/sweeps/<name>/<time>")
@@ -82,14 +82,16 @@ def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
     _check_journal(folder / "search.db-journal")
     for override in overrides["hydra"]:
         key = key_of(override)
-        if key in OWN and key not in given:  # without it the search would begin anew, or be another
-            raise UserError(f"sweep={folder} was begun with {printable(override)}: give that again, if you trust it")
+        if key in OWN and key not in given:  # without it this would be another search
+            raise UserError(f"sweep={folder} was started with {printable(override)}: give that again, if you trust it")
     return [*overrides["task"], *(override for override in overrides["hydra"] if _is_harmless(override))]
 
 
 def check_trials(trials: Iterable[Any], keys: Collection[str], conf: Path) -> None:
-    """Raise UserError where a trial of a storage that a stranger may have written sets more than what is searched, to
-    more than plain values: each becomes an override."""
+    """Raise UserError where a trial sets other options than those searched, or more than plain values.
+
+    Its parameters become overrides, and a stranger may have written them.
+    """
     for trial in trials:
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         for name, value in params.items():
@@ -98,8 +100,7 @@ def check_trials(trials: Iterable[Any], keys: Collection[str], conf: Path) -> No
 
 
 def _check_journal(path: Path) -> None:
-    """Raise UserError where SQLite, as it rolls an interrupted write back, would delete another file that is named at
-    the end of a journal. Ours name none."""
+    """Raise UserError where a journal names another file, which SQLite would delete as it rolls a write back."""
     if path.is_file():
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - len(NAMES_ANOTHER)))
@@ -119,6 +120,6 @@ def _is_list_of_texts(part: Any) -> bool:
 
 
 def _is_harmless(override: str) -> bool:
-    """Whether an override of a search does no more than say how many trials it has, and what is best."""
+    """Whether an override of a search only sets the number of its trials, and what is best."""
     is_word = re.fullmatch(r"[\w.]+=[\w.-]+", override) is not None
     return is_search(override) and fits(override) and (is_word or override == "hydra/sweeper=optuna")
