@@ -179,7 +179,8 @@ def _note_settings(folder: Path, step: int) -> list[str]:
     """Write down what is given for a run that goes on after a step, where it is neither in its record nor was given
     before, and return it."""
     known = {key_of(override): override for override in read_overrides(folder)} | latest_resumed(folder)
-    given = [each for each in _overrides() if known.get(key_of(each)) != each and key_of(each) not in OF_RESUMING]
+    typed = {key_of(each): each for each in _overrides()}  # of an option that is given twice, the last value
+    given = [each for key, each in typed.items() if known.get(key) != each and key not in OF_RESUMING]
     if given:
         add_resumed(folder, step, given)
     return given
