@@ -59,7 +59,9 @@ class LocalLauncher(Launcher):
 
     def _run(self, waiting: list[tuple[int, Sequence[str]]], script: Path) -> dict[int, JobReturn]:
         """Run numbered jobs, and return their results by number."""
-        results, running, stopped_by = {}, [], None
+        results: dict[int, JobReturn] = {}
+        running: list[JobProcess] = []
+        stopped_by = None
         with _stop_signals() as signals:
             while running or waiting:
                 while waiting and len(running) < self.n_jobs:
@@ -127,7 +129,7 @@ class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
             os.killpg(self.pid, signal.SIGKILL)
 
     def result(self) -> JobReturn:
-        result = JobReturn(self.arguments, self.config, status=JobStatus.COMPLETED)
+        result = JobReturn(list(self.config.hydra.overrides.task), self.config, status=JobStatus.COMPLETED)
         try:
             result.return_value = objective_of(self.folder, self.exitcode)
         except JobFailed as error:
