@@ -4,6 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?= experiment=quickstart
 READY := $(VENV)/.ready
+TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal --durations=15
 
 .PHONY: help train test test-all lint lock clean
 
@@ -19,11 +20,11 @@ $(READY): requirements.lock pyproject.toml
 train: $(READY) ## Train the quickstart, or what ARGS="model=gan data=quadratic" says
 	$(RUN) train.py $(ARGS)
 
-test: $(READY) ## The tests of every change, five to twelve minutes on two cores
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+test: $(READY) ## The tests of every change, at most five minutes on two cores
+	$(TEST) -m "not slow"
 
-test-all: $(READY) ## All tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal
+test-all: $(READY) ## All tests, at most 25 minutes
+	$(TEST)
 
 lint: $(READY) ## ruff and mypy
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""Compare runs: `python compare.py runs=logs/sweeps/<name>/<time>`. All options: `python compare.py --help`."""
+"""Compare runs, such as `python compare.py runs=logs/sweeps/<name>/<time>`. Options: `--help`."""
 
 from omegaconf import DictConfig
 

@@ -1,4 +1,4 @@
-"""Measure a run, or a folder of images: `python evaluate.py run=logs/runs/<name>/<time>`. Options: `--help`."""
+"""Measure a run or a folder of images, such as `python evaluate.py run=logs/runs/<name>/<time>`. Options: `--help`."""
 
 from omegaconf import DictConfig
 

@@ -1,4 +1,4 @@
-"""Hand a run's generator over: `python export.py run=logs/runs/<name>/<time> format=onnx`. Options: `--help`."""
+"""Export a run's generator, such as `python export.py run=logs/runs/<name>/<time> format=onnx`. Options: `--help`."""
 
 from omegaconf import DictConfig
 

@@ -1,4 +1,4 @@
-"""Draw samples from a run: `python sample.py run=logs/runs/<name>/<time>`. All options: `python sample.py --help`."""
+"""Draw samples from a run, such as `python sample.py run=logs/runs/<name>/<time>`. Options: `--help`."""
 
 from omegaconf import DictConfig
 

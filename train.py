@@ -1,4 +1,4 @@
-"""Train a GAN: `python train.py model=dcgan data=mnist`. All options: `python train.py --help`."""
+"""Train a GAN, such as `python train.py model=dcgan data=mnist`. `python train.py --help` lists all options."""
 
 from pathlib import Path
 

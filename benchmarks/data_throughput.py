@@ -1,4 +1,4 @@
-"""How fast batches come: packed CelebA, against torchvision's ImageFolder and against what a DCGAN step consumes.
+"""Throughput of packed CelebA, compared with torchvision's ImageFolder and with what a DCGAN step consumes.
 
     python benchmarks/data_throughput.py data.root=<folder with img_align_celeba/ and the annotations>
 
@@ -24,7 +24,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from ganforge.cli.resolvers import register_resolvers
-from ganforge.data.base import Steps
+from ganforge.data.base import StepLoader
 from ganforge.data.celeba import CelebA
 from ganforge.experiment.build import build
 
@@ -35,7 +35,7 @@ STEPS = {"packed": 200, "imagefolder": 20, "dcgan": 4}
 
 
 def image_folder(data: CelebA, images: Path, folder: Path) -> Iterator[Tensor]:
-    """The same images and the same preparation, by torchvision's ImageFolder and two workers."""
+    """Endless batches of the same images, prepared in the same way by torchvision's ImageFolder with two workers."""
     (folder / "class").symlink_to(images)
     preparation = v2.Compose(
         [
@@ -57,7 +57,7 @@ def image_folder(data: CelebA, images: Path, folder: Path) -> Iterator[Tensor]:
 
 
 class Windows(Callback):
-    """Times windows of the training it is in, and of the two ways to get batches in between."""
+    """Times windows of training, and between them windows of the two ways to load batches."""
 
     def __init__(self, others: Iterator[Tensor]):
         self.others = others
@@ -70,7 +70,7 @@ class Windows(Callback):
         if self.start:
             self.times["dcgan"].append((time.perf_counter() - self.start) / STEPS["dcgan"])
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        loader: Steps = data.train_dataloader()
+        loader: StepLoader = data.train_dataloader()
         start = time.perf_counter()
         for step in range(STEPS["packed"]):
             data.on_after_batch_transfer(loader.batch(step), 0)
@@ -94,9 +94,9 @@ def main() -> None:
         experiment = build(config, Path(folder, "run"))
         data: Any = experiment.data
         data.prepare_data()
-        images = data.listing("train").source.path
+        images = data.list_images("train").source.path
         if not images.is_dir():
-            sys.exit(f"{images}: ImageFolder needs a folder, so unpack it first")
+            sys.exit(f"{images}: ImageFolder needs a folder, so unpack the zip first")
         Path(folder, "images").mkdir()
         windows = Windows(image_folder(data, images.resolve(), Path(folder, "images")))
         experiment.trainer.callbacks.append(windows)  # type: ignore[attr-defined]

@@ -1,10 +1,10 @@
-"""How long an FID takes: evaluate.py, against torch-fidelity's and pytorch-fid's own commands.
+"""Time of an FID: evaluate.py, compared with the commands of torch-fidelity and pytorch-fid.
 
     python benchmarks/evaluation.py [images=200] [rounds=2]
 
-All run on the same pictures with the same Inception weights, which are random (the published ones change no time), in
-turn. Cold: with both sets to be looked at; cached: with the statistics of the real one known. Ratios are of shortest
-times. Then the Frechet distance of 2048 features, against scipy.linalg.sqrtm.
+All run in turn on the same images, with the same random Inception weights. Cold runs extract features of both sets;
+cached runs reuse the statistics of the real one. Ratios are of shortest times. Then the Fréchet distance of 2048
+features, compared with scipy.linalg.sqrtm.
 """
 
 import os
@@ -30,12 +30,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def options(**defaults: int) -> dict[str, int]:
-    """Whole numbers given as name=value."""
+    """Integer arguments of the form name=value, with defaults."""
     return defaults | {name: int(value) for name, _, value in (argument.partition("=") for argument in sys.argv[1:])}
 
 
-def write_pictures(folder: Path, count: int, seed: int) -> Path:
-    """Made-up pictures of 64 pixels: noise at several scales, of other proportions for every seed."""
+def write_images(folder: Path, count: int, seed: int) -> Path:
+    """Write synthetic images of 64 pixels: noise at several scales, mixed in proportions that depend on the seed."""
     folder.mkdir()
     generator = np.random.default_rng(seed)
     for i in range(count):
@@ -48,7 +48,7 @@ def write_pictures(folder: Path, count: int, seed: int) -> Path:
 
 
 def write_weights(folder: Path) -> Path:
-    """Random weights under the names that all three programs know, with features of order one."""
+    """Write random Inception weights, scaled to features of order one, in the format that all three programs read."""
     checkpoints = folder / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     path = checkpoints / "pt_inception-2015-12-05-6726825d.pth"  # where pytorch-fid looks
@@ -77,9 +77,9 @@ def seconds(command: list[str], **environment: str) -> float:
 
 
 def programs(folder: Path, count: int) -> dict[str, Callable[[], float]]:
-    """What is compared: each runs once and returns its seconds."""
+    """The compared programs; each call runs one and returns its seconds."""
     weights = write_weights(folder / "torch")
-    fake, real = (str(write_pictures(folder / name, count, i)) for i, name in enumerate(("fake", "real")))
+    fake, real = (str(write_images(folder / name, count, i)) for i, name in enumerate(("fake", "real")))
     ours = [sys.executable, str(ROOT / "evaluate.py"), f"folder={fake}", f"against={real}", "metrics=fid"]
     ours += ["extractor=inception", f"extractor.weights={weights}", "trainer=cpu"]
     fidelity = [str(Path(sys.executable).with_name("fidelity")), "--fid", "--cpu", "--no-cache", "--silent"]
@@ -99,6 +99,7 @@ def programs(folder: Path, count: int) -> dict[str, Callable[[], float]]:
 
 
 def frechet_vs_scipy(rounds: int) -> float:
+    """scipy's time over ours; asserts that the distances agree."""
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(2048, 2048, generator=generator, dtype=torch.float64)
     scale = torch.logspace(0, -3, 2048, dtype=torch.float64)
@@ -134,9 +135,9 @@ def main() -> None:
             for name, run in compared.items():
                 times[name].append(run())
     shortest = {name: min(values) for name, values in times.items()}
-    table = Table("program", "seconds", title=f"FID of {given['images']} against {given['images']} pictures")
+    table = Table("program", "seconds", title=f"FID of {given['images']} against {given['images']} images")
     for name, value in shortest.items():
-        table.add_row({"cold": "evaluate.py", "cached": "evaluate.py, reals known"}.get(name, name), f"{value:.1f}")
+        table.add_row({"cold": "evaluate.py", "cached": "evaluate.py, cached"}.get(name, name), f"{value:.1f}")
     Console().print(table)
     for name in ("cold", "cached"):
         for other in ("torch_fidelity", "pytorch_fid"):

@@ -1,4 +1,4 @@
-"""How fast samples, features and batches come on a device: part `evaluation` of benchmarks/gpu.py."""
+"""Throughput of samples, features and batches on a device: part `evaluation` of benchmarks/gpu.py."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ganforge.experiment.build import build, make_trainer
 from ganforge.metrics.callback import Evaluation
-from ganforge.metrics.extractors import Digits, Extractor, Inception, frozen
+from ganforge.metrics.extractors import Digits, Extractor, Inception, freeze
 from ganforge.metrics.statistics import Collector
 from ganforge.randomness import CHUNK
 
@@ -39,7 +39,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def rate(setting: Setting, work: Callable[[], Any], count: int, seconds: float = 1.0) -> float:
-    """How many things per second, if each call works on `count` of them."""
+    """Items per second, if each call of `work` handles `count` of them."""
     work()
     setting.finish()
     start, calls = time.perf_counter(), 0
@@ -48,24 +48,26 @@ def rate(setting: Setting, work: Callable[[], Any], count: int, seconds: float =
         work()
         calls += 1
         if calls % 8 == 0:
-            setting.finish()  # the queue to the device is long
+            setting.finish()  # keeps the device's queue short
     setting.finish()
     return calls * count / (time.perf_counter() - start)
 
 
 @torch.no_grad()
 def _samples(overrides: list[str], setting: Setting) -> dict[str, Any]:
-    """Of `sample_all`, in chunks of 64 from latents on the host, against the network alone."""
+    """`sample_all`, in chunks of 64 from latents on the host, against the network alone."""
     small = WIDTHS if setting.is_small else []
     config = configured(setting, [*overrides, *small], 1)
     config.logger = {}
     model: Any = build(config, setting.new_folder("samples")).model.to(setting.device).eval()
     latents = model.latents(16 * CHUNK, seed=0)
-    found = {"sample_all": rate(setting, lambda: model.sample_all(latents), 16 * CHUNK)}
+    rates = {"sample_all": rate(setting, lambda: model.sample_all(latents), 16 * CHUNK)}
     for batch in (CHUNK, 16 * CHUNK):
-        given = latents[:batch].to(setting.device)
-        found[f"network alone, {batch} at once"] = rate(setting, partial(model.sampling_generator.eval(), given), batch)
-    return found
+        latent = latents[:batch].to(setting.device)
+        rates[f"network alone, {batch} at once"] = rate(
+            setting, partial(model.sampling_generator.eval(), latent), batch
+        )
+    return rates
 
 
 def _digits(_folder: Path) -> tuple[Extractor, tuple[int, ...]]:
@@ -73,7 +75,7 @@ def _digits(_folder: Path) -> tuple[Extractor, tuple[int, ...]]:
 
 
 def _inception(folder: Path) -> tuple[Extractor, tuple[int, ...]]:
-    """With random weights, which change no time."""
+    """Inception with random weights, which do not affect the speed."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     file = folder / "inception.pth"
@@ -88,38 +90,38 @@ def _inception(folder: Path) -> tuple[Extractor, tuple[int, ...]]:
 
 @torch.no_grad()
 def _features(make: Callable[[Path], tuple[Extractor, tuple[int, ...]]], setting: Setting) -> dict[str, Any]:
-    """As a validation makes them, in chunks of 64 that a collector takes, against the extractor alone."""
+    """Features as in a validation, in chunks of 64 with a collector, against the extractor alone."""
     if make is _inception and setting.is_small:
-        return {"not run": "it takes long on a CPU"}
+        return {"not run": "too slow on a CPU"}
     extractor, shape = make(setting.folder)
-    frozen(extractor).to(setting.device)
+    freeze(extractor).to(setting.device)
     device = torch.device(setting.device)
     images = torch.randint(0, 256, (512, *shape), dtype=torch.uint8)
     trainer: Any = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    chunk, there = images[:CHUNK], images.to(device)
-    found: dict[str, Any] = {}
-    for keeps in (True, False):
-        collector = Collector(10**6, trainer, keeps)
+    chunk, on_device = images[:CHUNK], images.to(device)
+    rates: dict[str, Any] = {}
+    for keep_samples in (True, False):
+        collector = Collector(10**6, trainer, keep_samples)
         work = partial(_collect, collector, extractor, chunk, device)
-        found["with collector" + (", features kept" if keeps else "")] = rate(setting, work, CHUNK)
+        rates["with collector" + (", features kept" if keep_samples else "")] = rate(setting, work, CHUNK)
     for batch in (CHUNK, 512):
-        found[f"extractor alone, {batch} at once"] = rate(setting, partial(extractor, there[:batch]), batch)
-    return found
+        rates[f"extractor alone, {batch} at once"] = rate(setting, partial(extractor, on_device[:batch]), batch)
+    return rates
 
 
 def _collect(collector: Collector, extractor: Extractor, chunk: torch.Tensor, device: torch.device) -> None:
-    collector.update(0, extractor.features_of(chunk, device))
+    collector.update(0, extractor.extract(chunk, device))
 
 
 def _validation(setting: Setting) -> dict[str, Any]:
-    """Seconds of Trainer.validate, with the statistics of the real digits to be made and with them known."""
+    """Seconds of Trainer.validate, without and with cached statistics of the real digits."""
     count = 128 if setting.is_small else 10_000
     small = WIDTHS if setting.is_small else []
     overrides = ["model=dcgan", f"data.num_samples={count}", "metrics=fid", *small]
     experiment = ready(setting, overrides, 1, setting.new_folder("validation"))
     config, cache = configured(setting, overrides, 1), str(setting.new_folder("statistics"))
     seconds = {}
-    for name in ("reals to be measured", "reals known"):
+    for name in ("cold", "cached"):
         evaluation = Evaluation(instantiate(config.metrics, _convert_="all"), cache_dir=cache)
         evaluation.setup_metrics(experiment.data)
         options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -128,15 +130,15 @@ def _validation(setting: Setting) -> dict[str, Any]:
         start = time.perf_counter()
         trainer.validate(experiment.model, datamodule=experiment.data, verbose=False)
         seconds[f"seconds, {name}"] = time.perf_counter() - start
-    return {**seconds, "samples/s, reals known": count / seconds["seconds, reals known"], **evaluation.values}
+    return {**seconds, "samples/s, cached": count / seconds["seconds, cached"], **evaluation.values}
 
 
 class Batches(Callback):
-    """Gets batches, after the first step of the training that it is in."""
+    """Loads batches after the first training step, and measures their rates."""
 
     def __init__(self, setting: Setting):
         self.setting = setting
-        self.found: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step != 1:
@@ -147,15 +149,15 @@ class Batches(Callback):
         def gather() -> Any:
             return loader.batch(next(step))
 
-        def whole() -> Any:
+        def prepare() -> Any:
             return data.on_after_batch_transfer(pl_module.transfer_batch_to_device(gather(), pl_module.device, 0), 0)
 
-        self.found["gathered on the host"] = rate(self.setting, gather, 1)
-        self.found["on the device, scaled and augmented"] = rate(self.setting, whole, 1)
+        self.rates["gathered on the host"] = rate(self.setting, gather, 1)
+        self.rates["on the device, scaled and augmented"] = rate(self.setting, prepare, 1)
 
 
 def _batches(overrides: list[str], setting: Setting) -> dict[str, Any]:
     small = [*WIDTHS, "data.batch_size=4"] if setting.is_small else []
     batches = Batches(setting)
     fit(ready(setting, [*overrides, *small], 1, setting.new_folder("batches")), [batches])
-    return dict(batches.found)
+    return dict(batches.rates)

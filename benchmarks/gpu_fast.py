@@ -1,4 +1,4 @@
-"""What a step costs on a device, with `Trainer.fit` and with the bare loop: part `fast` of benchmarks/gpu.py."""
+"""Time of a training step on a device, in `Trainer.fit` and in a bare loop: part `fast` of benchmarks/gpu.py."""
 
 import warnings
 from collections import Counter
@@ -13,24 +13,24 @@ from typing import Any, NamedTuple
 import torch
 from gpu_report import Case
 from gpu_setup import WIDTHS, Setting, fit, precision, ready
-from gpu_trace import Profiled
+from gpu_trace import DeviceProfile
 from lightning.pytorch import Callback, LightningModule, Trainer
 from loops import Windows, bare_loop
 
 LENGTH, WINDOWS, PROFILED = 32, 6, 16
-"""Steps in a window, a multiple of log_every_n_steps, so that each window logs as often as the others; windows that
-count; and steps that the profiler sees afterwards."""
+"""Steps per window (a multiple of log_every_n_steps, so that all windows log equally often), the number of windows that
+count, and the number of profiled steps after them."""
 
 WIDE = ["model.generator.width=64", "model.discriminator.width=64"]
 
 
 class Mode(NamedTuple):
-    """How a training computes."""
+    """Precision and optimizations of a training run."""
 
     precision: str = "32-true"
     is_compiled: bool = False
-    searches: bool = False
-    """Whether cuDNN looks for the fastest of its algorithms, which Lightning calls trainer.benchmark."""
+    autotunes: bool = False
+    """Whether cuDNN searches for its fastest algorithms, as with trainer.benchmark."""
 
 
 COMPILED = "TF32, compile=true"
@@ -38,13 +38,13 @@ MODES = {
     "TF32": Mode(),
     "bf16-mixed": Mode("bf16-mixed"),
     COMPILED: Mode(is_compiled=True),
-    "TF32, cuDNN benchmark": Mode(searches=True),
-    "bf16-mixed, cuDNN benchmark": Mode("bf16-mixed", searches=True),
+    "TF32, cuDNN benchmark": Mode(autotunes=True),
+    "bf16-mixed, cuDNN benchmark": Mode("bf16-mixed", autotunes=True),
 }
 
 
 def trainings(setting: Setting) -> dict[str, list[str]]:
-    """What is trained, by its name in the table."""
+    """The overrides of each training run, by its name in the table."""
     faces = [setting.roots.face_data, "data.image_size=64", "data.batch_size=128"]
     return {
         "dcgan, MNIST, batch 64": ["model=dcgan", "data.batch_size=64"],
@@ -58,24 +58,24 @@ def trainings(setting: Setting) -> dict[str, list[str]]:
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    found = trainings(setting)
+    runs = trainings(setting)
     table = "milliseconds per step"
-    for name, overrides in found.items():
+    for name, overrides in runs.items():
         for mode in ("TF32", "bf16-mixed"):
             yield Case(table, f"{name}, {mode}", partial(_steps, overrides, MODES[mode]))
-    dcgan, large, faces, *_ = found
+    dcgan, large, faces, *_ = runs
     for name in (dcgan, faces):
-        yield Case("where a step waits for the device", name, partial(_waits, found[name]))
+        yield Case("where a step waits for the device", name, partial(_waits, runs[name]))
     if setting.is_small:
         return
     further = [(faces, "TF32, cuDNN benchmark"), (faces, "bf16-mixed, cuDNN benchmark"), (dcgan, COMPILED)]
     further += [(faces, COMPILED), (large, "TF32, cuDNN benchmark")]
     for name, mode in further:
-        yield Case(table, f"{name}, {mode}", partial(_steps, found[name], MODES[mode]), 60)
+        yield Case(table, f"{name}, {mode}", partial(_steps, runs[name], MODES[mode]), 60)
 
 
-def as_users_have_it(setting: Setting, overrides: Sequence[str], mode: Mode) -> list[str]:
-    """With the logger, where there is TensorBoard, and the progress bar; all small where speed is not asked for."""
+def with_mode(setting: Setting, overrides: Sequence[str], mode: Mode) -> list[str]:
+    """The overrides with a mode and the progress bar; with tiny networks if the setting is small."""
     options = [f"trainer.precision={mode.precision}", "trainer.enable_progress_bar=true"]
     options.append(f"model.compile={mode.is_compiled}".lower())
     if not setting.is_small:
@@ -88,12 +88,12 @@ def as_users_have_it(setting: Setting, overrides: Sequence[str], mode: Mode) -> 
 
 
 class Inspection(Callback):
-    """Has the profiler look at steps of the training, and then at the bare loop, once `after` steps are done."""
+    """Profiles PROFILED steps of training after step `after`, and then as many steps of the bare loop."""
 
     def __init__(self, after: int, bare: Callable[[], None], folder: Path):
-        self.after, self.bare, self.folder = after, bare, folder
-        self.profiled = Profiled(folder)
-        self.found: dict[str, dict[str, float]] = {}
+        self.after, self.bare = after, bare
+        self.profile = DeviceProfile(folder)
+        self.results: dict[str, dict[str, float]] = {}
         self.error = ""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -101,29 +101,29 @@ class Inspection(Callback):
             return
         try:
             self._begin() if trainer.global_step == self.after else self._end()
-        except Exception as error:  # a driver may forbid it, which is no reason to lose the times
+        except Exception as error:  # keep the times even if the driver forbids profiling
             self.error = f"{type(error).__name__}: {error}"
 
     def _begin(self) -> None:
-        self.profiled.begin()
+        self.profile.start()
 
     def _end(self) -> None:
-        self.found["fit"] = self.profiled.end(PROFILED)
-        self._begin()
+        self.results["fit"] = self.profile.stop(PROFILED)
+        self.profile.start()
         for _ in range(PROFILED):
             self.bare()
-        self.found["bare"] = self.profiled.end(PROFILED)
+        self.results["bare"] = self.profile.stop(PROFILED)
 
 
 def _steps(overrides: list[str], mode: Mode, setting: Setting) -> dict[str, Any]:
     length, count = (2, 1) if setting.is_small else (LENGTH, WINDOWS)
     last = length * (count + 2)
-    torch.backends.cudnn.benchmark = mode.searches
+    torch.backends.cudnn.benchmark = mode.autotunes
     folder, has_logger = setting.new_folder("fast"), find_spec("tensorboard") is not None
     try:
         with precision("high", True):
             steps = last + PROFILED + 1 if setting.is_gpu else last
-            options = as_users_have_it(setting, overrides, mode)
+            options = with_mode(setting, overrides, mode)
             experiment = ready(setting, options, steps, folder, logs=has_logger)
             bare = bare_loop(experiment.model, experiment.data, setting.device, mode.precision, mode.is_compiled)
             windows = Windows(length, {"bare": bare}, setting.finish)
@@ -132,35 +132,35 @@ def _steps(overrides: list[str], mode: Mode, setting: Setting) -> dict[str, Any]
     finally:
         torch.backends.cudnn.benchmark = False
     times = {name: [1000 * seconds for seconds in values[-count:]] for name, values in windows.times.items()}
-    return table_row(times, experiment.data.batch_size, inspection.found, inspection.error)
+    return table_row(times, experiment.data.batch_size, inspection.results, inspection.error)
 
 
 def table_row(
     times: dict[str, list[float]], batch_size: int, profile: dict[str, dict[str, float]], error: str
 ) -> dict[str, Any]:
-    """Milliseconds of a step; what the profiler saw of it; and the share of a step, unprofiled, that the device idles.
+    """Milliseconds per step, profile, and the fraction of an unprofiled step in which the device is idle.
 
-    The ratio is the median of those of neighbouring windows.
+    "fit / bare" is the median over the ratios of neighbouring windows.
     """
-    middle = {name: median(values) for name, values in times.items()}
+    medians = {name: median(values) for name, values in times.items()}
     row: dict[str, Any] = {
-        "fit ms": middle["fit"],
-        "bare ms": middle["bare"],
+        "fit ms": medians["fit"],
+        "bare ms": medians["bare"],
         "fit / bare": median(map(truediv, times["fit"], times["bare"])),
-        "spread of it": [round(f / b, 3) for f, b in zip(times["fit"], times["bare"], strict=True)],
-        "images/s": batch_size / middle["fit"] * 1000,
+        "fit / bare, by window": [round(f / b, 3) for f, b in zip(times["fit"], times["bare"], strict=True)],
+        "images/s": batch_size / medians["fit"] * 1000,
     }
-    for loop, seen in profile.items():
-        row[f"{loop}: idle"] = 1 - seen["busy ms"] / middle[loop]
-        row |= {f"{loop}: {name}": value for name, value in seen.items()}
+    for loop, values in profile.items():
+        row[f"{loop}: idle"] = 1 - values["busy ms"] / medians[loop]
+        row |= {f"{loop}: {name}": value for name, value in values.items()}
     return row | ({"profiler": error} if error else {})
 
 
-# Where it waits --------------------------------------------------------------------------------------------------
+# Synchronisation -------------------------------------------------------------------------------------------------
 
 
-class Watch(Callback):
-    """Has torch warn of every wait in the steps from `first` up to `last`, none of which logs."""
+class SyncWarnings(Callback):
+    """Makes torch warn of every synchronisation with the device in steps `first` to `last`, which do not log."""
 
     def __init__(self, first: int, last: int):
         self.first, self.last = first, last
@@ -172,12 +172,12 @@ class Watch(Callback):
 
 def _waits(overrides: list[str], setting: Setting) -> dict[str, Any]:
     if not setting.is_gpu:
-        return {"waits": "only a GPU is waited for"}
+        return {"waits": "only on a GPU"}
     first, last = 17, 31  # steps 16 and 32 log
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            fit(ready(setting, overrides, last + 1, setting.new_folder("waits")), [Watch(first, last)])
+            fit(ready(setting, overrides, last + 1, setting.new_folder("waits")), [SyncWarnings(first, last)])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     places = Counter(
@@ -186,4 +186,4 @@ def _waits(overrides: list[str], setting: Setting) -> dict[str, Any]:
         if "synchroniz" in str(warning.message)
     )
     count = last - first + 1
-    return {"waits in a step": places.total() / count, "steps": count, "at": dict(places.most_common())}
+    return {"waits per step": places.total() / count, "steps": count, "at": dict(places.most_common())}

@@ -1,11 +1,11 @@
-"""What benchmarks/gpu.py finds: written after every case, so that one that breaks off loses little."""
+"""The results of benchmarks/gpu.py, written after every case so that a crash loses little."""
 
 import json
 import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from signal import ITIMER_REAL, SIGALRM, setitimer, signal
 from typing import Any, NamedTuple
@@ -14,22 +14,22 @@ Values = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """Something to be measured: `find` is called with the `Setting`, and its `passes` says whether all is well."""
+    """A measurement: `measure(setting)` returns values, of which `passes`, if present, is the verdict."""
 
     table: str
     name: str
-    find: Callable[..., Values]
+    measure: Callable[..., Values]
     seconds: float = 40.0
-    """After which it is given up."""
+    """The time limit."""
 
 
 class OutOfTime(BaseException):
-    """A case takes longer than it may. No Exception, which many a library catches."""
+    """A case exceeds its time limit. A BaseException, because libraries catch Exception."""
 
 
 @contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime in the block once it has taken so long; in the main thread only."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime in the block after some time; only works in the main thread."""
 
     def end(*_: object) -> None:
         raise OutOfTime(f"more than {seconds:.0f} s")
@@ -44,19 +44,16 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def attempt(case: Case, setting: Any, seconds: float | None) -> Values:
-    """What a case finds, or how it failed; within `seconds`, None for no limit."""
+    """The record of a case: its values or its error. `seconds` is the time limit, None for none."""
     start = time.monotonic()
     try:
-        if seconds is None:
-            values = case.find(setting)
-        else:
-            with at_most(seconds):
-                values = case.find(setting)
+        with nullcontext() if seconds is None else time_limit(seconds):
+            values = case.measure(setting)
         state = "ok" if values.pop("passes", True) else "DIFFERS"
-        found = {"state": state, "values": values}
+        record = {"state": state, "values": values}
     except (Exception, OutOfTime) as error:
-        found = {"state": "FAILED", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    return {**found, "seconds": round(time.monotonic() - start, 2)}
+        record = {"state": "FAILED", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    return {**record, "seconds": round(time.monotonic() - start, 2)}
 
 
 class Report:
@@ -67,9 +64,9 @@ class Report:
         self.path = folder / "results.jsonl"
 
     def add(self, part: str, case: Case | None, record: Mapping[str, Any]) -> None:
-        place = {"part": part, "table": case.table if case else "", "case": case.name if case else ""}
+        key = {"part": part, "table": case.table if case else "", "case": case.name if case else ""}
         with self.path.open("a") as file:
-            file.write(json.dumps({**place, **record}, default=str) + "\n")
+            file.write(json.dumps({**key, **record}, default=str) + "\n")
             file.flush()
             os.fsync(file.fileno())
         records = self.records()
@@ -83,24 +80,24 @@ class Report:
 
 
 def line(record: Mapping[str, Any]) -> str:
-    """A record for the console."""
-    values = "  ".join(f"{key}: {shown(value)}" for key, value in record.get("values", {}).items())
+    """A record as a line for the console."""
+    values = "  ".join(f"{key}: {formatted(value)}" for key, value in record.get("values", {}).items())
     state, seconds = record["state"], record.get("seconds", 0)
     return f"[{state}] {record['table']}: {record['case']} ({seconds:.1f} s)  {values or record.get('error', '')}"
 
 
-def shown(value: Any) -> str:
+def formatted(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value)
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {shown(entry)}" for key, entry in value.items())
+        return ", ".join(f"{key} {formatted(entry)}" for key, entry in value.items())
     return str(value)
 
 
 def markdown(records: list[Values]) -> str:
-    """All records as tables, and after them what failed."""
+    """All records as tables, followed by the tracebacks."""
     parts = ["# ganforge on a device", summary(records)]
     for title in dict.fromkeys((record["part"], record["table"]) for record in records):
         rows = [record for record in records if (record["part"], record["table"]) == title]
@@ -108,7 +105,7 @@ def markdown(records: list[Values]) -> str:
         lines = [f"## {': '.join(filter(None, title))}", "", _row(["case", "", "s", *columns])]
         lines.append(_row(["---"] * (3 + len(columns))))
         for row in rows:
-            values = [shown(row.get("values", {}).get(column)) for column in columns]
+            values = [formatted(row.get("values", {}).get(column)) for column in columns]
             lines.append(_row([row["case"], row["state"], f"{row.get('seconds', 0):.1f}", *values]))
         parts.append("\n".join(lines))
     for record in records:
@@ -118,15 +115,12 @@ def markdown(records: list[Values]) -> str:
 
 
 def summary(records: list[Values]) -> str:
-    """How many cases are in which state, and the names of those that are not well."""
+    """The number of cases in each state, and a line for each failure."""
     states = [record["state"] for record in records]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    bad = [f"- [{r['state']}] {r['table']}: {r['case']} {r.get('error', '')[:200]}" for r in records if not _well(r)]
-    return "\n".join([f"{len(records)} cases: {counts}.", *bad])
-
-
-def _well(record: Mapping[str, Any]) -> bool:
-    return record["state"] in ("ok", "not run")
+    failures = [record for record in records if record["state"] not in ("ok", "not run")]
+    lines = [f"- [{r['state']}] {r['table']}: {r['case']} {r.get('error', '')[:200]}" for r in failures]
+    return "\n".join([f"{len(records)} cases: {counts}.", *lines])
 
 
 def _row(cells: list[str]) -> str:

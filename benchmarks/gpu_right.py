@@ -1,10 +1,11 @@
-"""Whether a GPU computes what a CPU does: part `right` of benchmarks/gpu.py."""
+"""Agreement of a GPU with the CPU: part `right` of benchmarks/gpu.py."""
 
 import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,22 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ganforge.data.base import Batch
-from ganforge.experiment.build import make_trainer, resolve_config
+from ganforge.experiment.build import make_trainer
+from ganforge.experiment.resolve import resolve_config
 from ganforge.metrics.callback import Evaluation
-from ganforge.metrics.extractors import EfficientNetLite0, frozen
+from ganforge.metrics.extractors import EfficientNetLite0, freeze
 from ganforge.metrics.pairs import PSNR, SSIM
 from ganforge.randomness import chunk_rows
 
 TRACE_TOLERANCE = {"64-true": 1e-4, "32-true": 5e-3}
-"""Largest difference of a logged value over 20 steps, relative to the value's largest size. In float64 it is that of
-the golden traces; in float32 rounding grows from step to step, as Adam makes full steps of the smallest gradients."""
+"""Largest difference of a logged value over 20 steps, relative to its largest magnitude. In float64 it equals that of
+the golden traces; in float32 rounding errors grow with each step, because Adam makes full steps of tiny gradients."""
 
 METRIC_TOLERANCE = 1e-4
 FAKES = 2048
 
 FEW = ("gan", "lapgan_conditional", "srgan_adversarial", "wgan_gp")
-"""Models of each kind, where it is only to be seen that all of it runs."""
+"""One model of each kind, for small settings."""
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -58,7 +60,7 @@ def _metric_cases() -> Iterator[Case]:
 
 
 class Trace(Callback):
-    """What each step logs of losses and gradients."""
+    """Records the losses and gradient norms of every step."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = defaultdict(list)
@@ -77,39 +79,41 @@ def _batch(name: str, count: int = 16) -> str:
 def _trace(name: str, exactness: str, setting: Setting) -> dict[str, Any]:
     steps = 2 if setting.is_small else 20
     options = [*MODELS[name], *DROPOUT.get(name, []), _batch(name), f"trainer.precision={exactness}"]
-    found = []
+    traces = []
     with precision("highest", False):
         for place in (setting, setting._replace(device="cpu")):
             trace = Trace()
             folder = setting.new_folder(f"trace-{name}")
             fit(ready(place, [*options, "trainer.log_every_n_steps=1"], steps, folder), [trace])
-            found.append(trace.values)
-    return compared(found[0], found[1], TRACE_TOLERANCE[exactness])
+            traces.append(trace.values)
+    return compare_traces(traces[0], traces[1], TRACE_TOLERANCE[exactness])
 
 
-def compared(found: dict[str, list[float]], right: dict[str, list[float]], tolerance: float) -> dict[str, Any]:
-    """The largest difference of two traces, which loss has it, and whether it is within the tolerance."""
-    differences = {tag: difference(found[tag], values) for tag, values in right.items()}
-    norms = {tag: differences.pop(tag) for tag in right if "gradient_norm/" in tag}
+def compare_traces(
+    actual: dict[str, list[float]], expected: dict[str, list[float]], tolerance: float
+) -> dict[str, Any]:
+    """The largest difference between two traces, the loss that has it, and whether it is within the tolerance."""
+    differences = {tag: difference(actual[tag], values) for tag, values in expected.items()}
+    norms = {tag: differences.pop(tag) for tag in expected if "gradient_norm/" in tag}
     worst = max(differences, key=lambda tag: differences[tag])
-    first = max(difference(found[tag][:1], right[tag][:1]) for tag in differences)
+    first = max(difference(actual[tag][:1], expected[tag][:1]) for tag in differences)
     return {
-        "passes": differences[worst] <= tolerance and found.keys() == right.keys(),
+        "passes": differences[worst] <= tolerance and actual.keys() == expected.keys(),
         "difference": differences[worst],
         "tolerance": tolerance,
         "of": worst,
         "at the first step": first,
         "of gradient norms": max(norms.values(), default=None),
-        "steps": len(right[worst]),
+        "steps": len(expected[worst]),
     }
 
 
-def difference(found: list[float], right: list[float]) -> float:
-    """The largest difference, relative to the largest right value; infinite where one is no number."""
-    one, other = torch.tensor([found, right], dtype=torch.float64)
-    size = other.abs().max().clamp_min(1e-12)
-    largest = ((one - other).abs().max() / size).item()
-    return largest if largest == largest else float("inf")
+def difference(actual: list[float], expected: list[float]) -> float:
+    """The largest difference, relative to the largest expected magnitude; infinite if a value is NaN."""
+    one, other = torch.tensor([actual, expected], dtype=torch.float64)
+    scale = other.abs().max().clamp_min(1e-12)
+    largest = ((one - other).abs().max() / scale).item()
+    return float("inf") if isnan(largest) else largest
 
 
 # Half precision, resuming ----------------------------------------------------------------------------------------
@@ -125,7 +129,7 @@ def _bfloat16(name: str, setting: Setting) -> dict[str, Any]:
 
 
 class Killed(Exception):
-    """Stands for whatever ends a run without asking it."""
+    """Simulates a kill."""
 
 
 class Kill(Callback):
@@ -138,7 +142,7 @@ class Kill(Callback):
 
 
 def _resumed(name: str, setting: Setting) -> dict[str, Any]:
-    """Twenty steps at once, and ten and ten, of which the first run was killed at its thirteenth."""
+    """Compares 20 uninterrupted steps with a run that is killed at step 13 and resumes from its checkpoint at 10."""
     saved, killed, steps = (2, 3, 4) if setting.is_small else (10, 13, 20)
     options = [*MODELS[name], _batch(name), "trainer.deterministic=true", f"checkpoint_every={saved}"]
     whole, broken = setting.new_folder(f"whole-{name}"), setting.new_folder(f"broken-{name}")
@@ -147,14 +151,14 @@ def _resumed(name: str, setting: Setting) -> dict[str, Any]:
         with suppress(Killed):
             fit(ready(setting, options, steps, broken), [Kill(killed)])
         last = broken / "checkpoints" / "last.ckpt"
-        went_on_from = _read(last)["global_step"]
+        resumed_from = _read(last)["global_step"]
         fit(ready(setting, options, steps, broken, is_new=False), checkpoint=last)
     finally:
         torch.use_deterministic_algorithms(False)
     first, second = (_read(folder / "checkpoints" / "last.ckpt") for folder in (whole, broken))
     unequal = unequal_parts(first, second)
-    passes = not unequal and went_on_from < killed and second["global_step"] == steps
-    return {"passes": passes, "went on from": went_on_from, "unequal": unequal or None}
+    passes = not unequal and resumed_from < killed and second["global_step"] == steps
+    return {"passes": passes, "resumed from": resumed_from, "unequal": unequal or None}
 
 
 def _read(path: Path) -> Any:
@@ -162,22 +166,22 @@ def _read(path: Path) -> Any:
 
 
 def unequal_parts(first: dict[str, Any], second: dict[str, Any]) -> dict[str, str]:
-    """How many of the tensors of weights and of optimizers differ between two checkpoints, where any do."""
-    found = {}
+    """The parts of two checkpoints (weights, optimizers) that differ, with the number of different tensors."""
+    unequal = {}
     for part in ("state_dict", "optimizer_states"):
         pairs = list(zip(tree_leaves(first[part]), tree_leaves(second[part]), strict=True))
         tensors = [(one, other) for one, other in pairs if isinstance(one, Tensor)]
         different = sum(not torch.equal(one, other) for one, other in tensors)
         if different:
-            found[part] = f"{different} of {len(tensors)}"
-    return found
+            unequal[part] = f"{different} of {len(tensors)}"
+    return unequal
 
 
 # Metrics ---------------------------------------------------------------------------------------------------------
 
 
-class Given(LightningModule):
-    """Images in the place of samples."""
+class FixedSamples(LightningModule):
+    """Validates given images instead of generated samples."""
 
     def __init__(self, images: Tensor, labels: Tensor):
         super().__init__()
@@ -188,8 +192,8 @@ class Given(LightningModule):
         return Batch(self.images[rows].to(self.device), self.labels[rows].to(self.device))
 
 
-def measured(setting: Setting, count: int) -> dict[str, float]:
-    """All metrics of images, of digits that noise was added to, on a device."""
+def all_metrics(setting: Setting, count: int) -> dict[str, float]:
+    """All metrics of noisy digits, computed on a device."""
     config = configured(setting, ["model=cgan", f"data.num_samples={count}"], 1)
     resolve_config(config, "data", "model", "trainer", "callbacks", "logger")
     data = instantiate(config.data, _convert_="all")
@@ -205,20 +209,20 @@ def measured(setting: Setting, count: int) -> dict[str, float]:
     trainer = make_trainer(config.trainer, setting.folder, [evaluation], **options)
     noise = torch.randint(0, 76, (count, 1, 28, 28), generator=torch.Generator().manual_seed(0))
     images = (data.real[:count] * 0.7 + noise).to(torch.uint8)
-    trainer.validate(Given(images, data.condition[:count]), datamodule=data, verbose=False)
+    trainer.validate(FixedSamples(images, data.condition[:count]), datamodule=data, verbose=False)
     return evaluation.values
 
 
 def _metrics(uses_tf32: bool, setting: Setting) -> dict[str, Any]:
     count = 256 if setting.is_small else FAKES
     with precision("highest", uses_tf32):
-        found = measured(setting, count)
-    right = measured(setting._replace(device="cpu"), count)
-    differences = {name: difference([found[name]], [value]) for name, value in right.items()}
-    return _judged(differences, right)
+        actual = all_metrics(setting, count)
+    expected = all_metrics(setting._replace(device="cpu"), count)
+    differences = {name: difference([actual[name]], [value]) for name, value in expected.items()}
+    return _verdict(differences, expected)
 
 
-def _judged(differences: dict[str, float], right: dict[str, float]) -> dict[str, Any]:
+def _verdict(differences: dict[str, float], expected: dict[str, float]) -> dict[str, Any]:
     worst = max(differences, key=lambda name: differences[name])
     whole = {name: value for name, value in differences.items() if "/" not in name}
     return {
@@ -227,37 +231,37 @@ def _judged(differences: dict[str, float], right: dict[str, float]) -> dict[str,
         "tolerance": METRIC_TOLERANCE,
         "of": worst,
         "differences": whole,
-        "values": {name: right[name] for name in whole},
+        "values": {name: expected[name] for name in whole},
     }
 
 
 def _pair_metrics(setting: Setting) -> dict[str, Any]:
     random = torch.Generator().manual_seed(0)
-    right = torch.randint(0, 256, (4, 3, 64, 48), generator=random, dtype=torch.uint8)
-    noise = torch.randint(-20, 21, right.shape, generator=random)
-    made = (right + noise).clamp(0, 255).to(torch.uint8)
+    real = torch.randint(0, 256, (4, 3, 64, 48), generator=random, dtype=torch.uint8)
+    noise = torch.randint(-20, 21, real.shape, generator=random)
+    fake = (real + noise).clamp(0, 255).to(torch.uint8)
     values, differences = {}, {}
     for name, kind in {"psnr": PSNR, "ssim": SSIM}.items():
         for space in ("y", "rgb"):
             metric, key = kind(space), f"{name}_{space}"
-            here = metric(made.to(setting.device), right.to(setting.device), 4).tolist()
-            there = metric(made, right, 4).tolist()
-            values[key], differences[key] = there[0], difference(here, there)
-    return _judged(differences, values)
+            actual = metric(fake.to(setting.device), real.to(setting.device), 4).tolist()
+            expected = metric(fake, real, 4).tolist()
+            values[key], differences[key] = expected[0], difference(actual, expected)
+    return _verdict(differences, values)
 
 
 @torch.no_grad()
 def _efficientnet(setting: Setting) -> dict[str, Any]:
-    extractor = frozen(EfficientNetLite0())
+    extractor = freeze(EfficientNetLite0())
     count = 2 if setting.is_small else 64
     images = torch.randint(0, 256, (count, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    right = extractor(images).features
+    expected = extractor(images).features
     with precision("highest", False):
-        found = extractor.to(setting.device)(images.to(setting.device)).features.cpu()
-    value = (found - right).norm().item() / right.norm().item()
-    return _judged({"features": value}, {"features": right.norm().item()})
+        actual = extractor.to(setting.device)(images.to(setting.device)).features.cpu()
+    value = (actual - expected).norm().item() / expected.norm().item()
+    return _verdict({"features": value}, {"features": expected.norm().item()})
 
 
 def prepare() -> None:
-    """Lightning sets this for deterministic=true, which is too late where cuBLAS was at work before."""
+    """Set what deterministic=true needs: Lightning sets it too late if cuBLAS has already been used."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

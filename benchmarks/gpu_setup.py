@@ -1,4 +1,4 @@
-"""What the parts of benchmarks/gpu.py share: the models, data that are made up where none are given, and trainings."""
+"""Models, synthetic data and training runs that the parts of benchmarks/gpu.py share."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -47,36 +47,37 @@ MODELS: dict[str, list[str]] = {
     ],
     "dcgan_r1": ["model=dcgan", "regularizer=r1", NO_NORM, *WIDTHS],
 }
-"""Every variant, so small that a step costs next to nothing."""
+"""Every variant, with tiny networks."""
 
 DROPOUT = {
     "dcgan_5x5": ["model.discriminator.dropout=0"],
     "pix2pix": ["model.generator.dropout=0"],
 }
-"""Without dropout, whose numbers are drawn on the device."""
+"""Overrides that turn off dropout, whose random numbers differ between devices."""
 
 
 class Setting(NamedTuple):
-    """Where to measure, on which data, and whether only to see that it runs."""
+    """The device, folders and data of a measurement."""
 
     device: str
     folder: Path
-    """For whatever is written meanwhile."""
+    """For temporary files."""
     output: Path
     roots: "Roots"
     is_small: bool
+    """Whether to check only that everything runs, with tiny sizes."""
 
     @property
     def is_gpu(self) -> bool:
         return self.device != "cpu"
 
     def finish(self) -> None:
-        """Wait until the device has done what it was told."""
+        """Wait until the device has finished."""
         if self.is_gpu:
             torch.cuda.synchronize()
 
     def new_folder(self, name: str) -> Path:
-        """For a run; one that is there already belongs to a case that was broken off."""
+        """Create the folder of a run; an existing one belongs to a case that was aborted."""
         count = len(list(self.folder.glob(f"{name}-*")))
         path = self.folder / f"{name}-{count}"
         path.mkdir(parents=True)
@@ -84,7 +85,7 @@ class Setting(NamedTuple):
 
 
 class Roots:
-    """Folders with data, made up where none are named."""
+    """Folders with data, synthetic unless given."""
 
     def __init__(self, folder: Path, mnist: str | None = None, faces: str | None = None):
         self.folder = folder
@@ -96,14 +97,14 @@ class Roots:
 
     @cached_property
     def faces(self) -> Path:
-        return Path(self.given["faces"] or _pictures(self.folder / "faces", 512, 64))
+        return Path(self.given["faces"] or _images(self.folder / "faces", 512, 64))
 
     @cached_property
     def photographs(self) -> Path:
-        return _pictures(self.folder / "photographs", 64, 160)
+        return _images(self.folder / "photographs", 64, 160)
 
-    def of(self, overrides: Sequence[str]) -> list[str]:
-        """What a config needs to find its data, without a trace beside them."""
+    def overrides_for(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides that locate the data of an experiment and keep caches out of given folders."""
         if "data=pairs" in overrides:
             return [f"data.root={self.photographs}"]
         if "data=celeba" in overrides or "data=folder" in overrides:
@@ -125,8 +126,8 @@ def _digits(folder: Path, count: int) -> Path:
     return folder
 
 
-def _pictures(folder: Path, count: int, size: int) -> Path:
-    """Smooth pictures."""
+def _images(folder: Path, count: int, size: int) -> Path:
+    """Write smooth random images."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for i in range(count):
@@ -136,11 +137,11 @@ def _pictures(folder: Path, count: int, size: int) -> Path:
 
 
 def configured(setting: Setting, overrides: Sequence[str], steps: int) -> DictConfig:
-    """An experiment of so many steps on the device, which neither validates nor stops to save or draw."""
+    """The config of an experiment that only trains: no validations, checkpoints or samples."""
     register_resolvers()
     common = [f"trainer.accelerator={'gpu' if setting.is_gpu else 'cpu'}", f"trainer.max_steps={steps}"]
     common += ["evaluate_every=null", f"checkpoint_every={NEVER}", f"sample_every={NEVER}"]
-    common += ["trainer.enable_progress_bar=false", *setting.roots.of(overrides)]
+    common += ["trainer.enable_progress_bar=false", *setting.roots.overrides_for(overrides)]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", [*common, *overrides])
 
@@ -148,7 +149,7 @@ def configured(setting: Setting, overrides: Sequence[str], steps: int) -> DictCo
 def ready(
     setting: Setting, overrides: Sequence[str], steps: int, folder: Path, is_new: bool = True, logs: bool = False
 ) -> Experiment:
-    """The experiment with its data loaded, and without a logger unless it `logs`."""
+    """An experiment with its data loaded; without a logger unless it `logs`."""
     config = configured(setting, overrides, steps)
     if not logs:
         config.logger = {}
@@ -159,7 +160,7 @@ def ready(
 
 
 def fit(experiment: Experiment, callbacks: Sequence[Callback] = (), checkpoint: Path | None = None) -> Any:
-    """Train, with further callbacks after its own. Returns the model."""
+    """Train with additional callbacks and return the model."""
     experiment.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     experiment.trainer.fit(experiment.model, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True)
     return experiment.model
@@ -167,8 +168,8 @@ def fit(experiment: Experiment, callbacks: Sequence[Callback] = (), checkpoint: 
 
 @contextmanager
 def precision(matmul: str, convolutions: bool) -> Iterator[None]:
-    """How exact float32 is on the device: `matmul` as torch.set_float32_matmul_precision has it, and whether
-    convolutions use TF32, as they do unless told otherwise."""
+    """Set the precision of float32: `matmul` as in torch.set_float32_matmul_precision, and TF32 in convolutions, which
+    is torch's default."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = convolutions
@@ -179,8 +180,8 @@ def precision(matmul: str, convolutions: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def keep_out_of_home(folder: Path) -> None:
-    """Have all caches of libraries below a folder."""
+def redirect_caches(folder: Path) -> None:
+    """Put the caches of all libraries below a folder instead of the home directory."""
     names = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR")
     for name in names:
         os.environ[name] = str(folder / "cache" / name.lower())

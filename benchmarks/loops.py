@@ -50,6 +50,17 @@ def bare_loop(
             loss = model.adversarial_weight * loss + model.content_weight * model.content(fake, real)
         return loss
 
+    r1 = model.regularizers.get("r1")
+
+    def discriminator_loss(real: Tensor, fake: Tensor, condition: Tensor | None) -> Tensor:
+        real.requires_grad_(r1 is not None)
+        real_logits, fake_logits = discriminator(real, condition), discriminator(fake.detach(), condition)
+        loss = softplus(-real_logits).mean() + softplus(fake_logits).mean()
+        if r1 is not None:  # shares the forward pass
+            (gradients,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+            loss = loss + r1.weight * 0.5 * gradients.square().flatten(1).sum(1).mean()
+        return loss
+
     def step() -> None:
         rows = torch.randint(len(images), (data.batch_size,), device=device)
         real = to_unit_range(images.index_select(0, rows))
@@ -57,8 +68,7 @@ def bare_loop(
         fake = generator(latent, condition)
         for parameter in parameters_d:
             parameter.grad = None  # as optimizer.zero_grad(), which takes longer
-        logits = discriminator(real, condition), discriminator(fake.detach(), condition)
-        (softplus(-logits[0]).mean() + softplus(logits[1]).mean()).backward()
+        discriminator_loss(real, fake, condition).backward(inputs=parameters_d)
         optimizer_d.step()
         for parameter in parameters_d:
             parameter.requires_grad_(False)

@@ -2,7 +2,7 @@
 
     python benchmarks/step_time.py data.root=<folder with MNIST>
 
-All three train networks of their own of the same size, in one process, in alternating windows of steps, so that a
+All train networks of their own of the same size, in one process, in alternating windows of steps, so that a
 noisy machine disturbs them alike. Ratios are of neighbouring windows, and the median of all: over several trainings,
 for two loops that do the same differ by up to 5%, by where in memory their weights happen to lie. Arguments are
 overrides of conf/train.yaml.
@@ -32,8 +32,13 @@ from ganforge.cli.resolvers import register_resolvers
 from ganforge.experiment.build import build
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = {"dcgan": 16, "mlp": 32}
-"""Steps in a window. Each window logs as often as the others: log_every_n_steps is 16."""
+CASES = {
+    "dcgan": (16, ["model=dcgan"]),
+    "mlp": (32, ["model=gan"]),
+    "r1": (16, ["model=dcgan", "regularizer=r1"]),
+}
+"""Steps in a window, and options. Each window logs as often as the others: log_every_n_steps is 16."""
+WITH_TUTORIAL = ("dcgan", "mlp")
 TRAININGS, WINDOWS = 4, 12
 
 
@@ -79,22 +84,24 @@ def tutorial_loop(model: Any, data: Any) -> Callable[[], None]:
     return step
 
 
-def measure(name: str, seed: int, overrides: list[str]) -> list[tuple[float, float, float]]:
-    """Seconds per step of `Trainer.fit`, the bare loop and the tutorial loop, in each window of one training."""
-    model = {"mlp": "gan"}.get(name, name)
+def measure(name: str, seed: int, overrides: list[str]) -> dict[str, list[float]]:
+    """Seconds per step of `Trainer.fit` and the other loops, in each window of one training."""
+    length, options = CASES[name]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", [f"model={model}", "data.batch_size=64", f"seed={seed}", *overrides])
-    config.trainer.max_steps = MODELS[name] * (WINDOWS + 2)
+        config = compose("train", [*options, "data.batch_size=64", f"seed={seed}", *overrides])
+    config.trainer.max_steps = length * (WINDOWS + 2)
     config.sample_every = config.checkpoint_every = 10**6
     with tempfile.TemporaryDirectory() as folder:
         data, network, trainer, _ = build(config, Path(folder))
         data.prepare_data()
         data.setup()
-        callback = Windows(MODELS[name], {"bare": bare_loop(network, data), "tutorial": tutorial_loop(network, data)})
+        others = {"bare": bare_loop(network, data)}
+        if name in WITH_TUTORIAL:
+            others["tutorial"] = tutorial_loop(network, data)
+        callback = Windows(length, others)
         trainer.callbacks.append(callback)  # type: ignore[attr-defined]
         trainer.fit(network, datamodule=data)
-    fit, bare, tutorial = (callback.times[loop][-WINDOWS:] for loop in ("fit", "bare", "tutorial"))  # after a warm-up
-    return list(zip(fit, bare, tutorial, strict=True))
+    return {loop: times[-WINDOWS:] for loop, times in callback.times.items()}  # after a warm-up
 
 
 def startup() -> float:
@@ -119,12 +126,13 @@ def main() -> None:
     register_resolvers()
     table = Table("networks", "Trainer.fit", "bare loop", "tutorial loop", title="milliseconds per step, batch 64")
     ratios = {}
-    for name in MODELS:
-        windows = [window for seed in range(TRAININGS) for window in measure(name, seed, sys.argv[1:])]
-        fit, bare, tutorial = zip(*windows, strict=True)
-        table.add_row(name, *(f"{1000 * median(times):.2f}" for times in (fit, bare, tutorial)))
-        ratios[f"{name}_vs_bare"] = median(map(truediv, fit, bare))
-        ratios[f"{name}_vs_tutorial"] = median(map(truediv, tutorial, fit))
+    for name in CASES:
+        trainings = [measure(name, seed, sys.argv[1:]) for seed in range(TRAININGS)]
+        times = {loop: [time for training in trainings for time in training[loop]] for loop in trainings[0]}
+        table.add_row(name, *(f"{1000 * median(found):.2f}" for found in times.values()))
+        ratios[f"{name}_vs_bare"] = median(map(truediv, times["fit"], times["bare"]))
+        if name in WITH_TUTORIAL:
+            ratios[f"{name}_vs_tutorial"] = median(map(truediv, times["tutorial"], times["fit"]))
     ratios["startup_vs_imports"] = startup()
     Console().print(table)
     for name, ratio in ratios.items():

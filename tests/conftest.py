@@ -1,27 +1,31 @@
-"""What the tests share: composing configs, training in process, and running the entry points."""
+"""What the tests share: composing configs, training in process, and running the entry points.
+
+The process that hands the tests out to workers loads this file as well, so functions import what is slow to import.
+"""
 
 import os
 import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
-from forking import run_forked
+from forking import Command, Ranks, free_port
 from hydra import compose, initialize_config_dir
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from ganforge.cli.resolvers import register_resolvers
-from ganforge.experiment.build import Experiment, build
+if TYPE_CHECKING:
+    from ganforge.experiment.build import Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,17 +55,47 @@ def slow(*values: Any) -> Any:
 
 
 def composed(*overrides: str, config: str = "train") -> DictConfig:
+    """What Hydra composes: each choice of options once, and on a copy of it the values, by Hydra's own function."""
+    from ganforge.cli.resolvers import register_resolvers
+
     register_resolvers()
+    chosen, values = [], []
+    for override in map(_parsed, overrides):
+        key = override.key_or_group
+        is_choice = (ROOT / "conf" / key).is_dir() and not isinstance(override.value(), dict)
+        (chosen if is_choice or key.startswith("hydra") else values).append(override)  # compose takes hydra's out
+    made = deepcopy(_chosen(config, *(str(override.input_line) for override in chosen)))
+    ConfigLoaderImpl._apply_overrides_to_config(values, made)
+    return made
+
+
+@cache
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
+
+
+@cache
+def _chosen(config: str, *options: str) -> DictConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(config, list(overrides))
+        return compose(config, list(options))
 
 
-def fitted(folder: Path, *overrides: str, callbacks: list | None = None, checkpoint: Path | None = None) -> Experiment:
-    """Train in this process."""
-    experiment = build(composed(*QUICK, *overrides), folder)
+def fitted(
+    folder: Path, *overrides: str, callbacks: list | None = None, checkpoint: Path | None = None
+) -> "Experiment":
+    """Train in this process; pictures are drawn only if `sample_every=` is among the overrides."""
+    from ganforge.experiment.build import build
+
+    draws = any(override.startswith("sample_every=") for override in overrides)
+    experiment = build(composed(*QUICK, *overrides, *([] if draws else ["~callbacks.samples"])), folder)
     experiment.trainer.callbacks[:0] = callbacks or []
     experiment.trainer.fit(experiment.model, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True)
     return experiment
+
+
+def fit(folder: Path, *overrides: str) -> None:
+    """Train in a rank, from which no models come back."""
+    fitted(folder, *overrides)
 
 
 def recorded(folder: Path, *overrides: str) -> Path:
@@ -74,6 +108,8 @@ def recorded(folder: Path, *overrides: str) -> Path:
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar as it stands in the files, repeated steps included."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
     found: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(path)).Load():
@@ -83,34 +119,45 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
+def start(script: str, *arguments: str, cwd: Path, **environment: str) -> Command:
+    """Start an entry point as a user does, from a folder of its own."""
+    return Command(ROOT / script, arguments, cwd, {**os.environ, **environment})
+
+
 def run(
     script: str, *arguments: str, cwd: Path, timeout: float = 240, forked: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run an entry point as a user does, from a folder of its own; `forked`, from a process that has the libraries."""
-    environment = {**os.environ, **environment}
+    """Run an entry point to its end; `forked`, from a process that has the libraries."""
     if forked:
-        return run_forked(ROOT / script, arguments, cwd, environment, timeout)
+        return start(script, *arguments, cwd=cwd, **environment).wait(timeout)
     command = [sys.executable, str(ROOT / script), *arguments]
+    environment = {**os.environ, **environment}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
-def run_ranks(
-    count: int, script: str, *arguments: str, cwd: Path, **environment: str
-) -> list[subprocess.CompletedProcess[str]]:
-    """Run a script with `trainer.devices=` in as many forks, as torchrun starts them."""
-    given = {**environment, "MASTER_PORT": str(find_free_network_port())}
+def start_ranks(count: int, script: str, *arguments: str, cwd: Path, **environment: str) -> list[Command]:
+    """Start a script with `trainer.devices=` in as many forks, as torchrun starts them."""
+    given = {**environment, "MASTER_PORT": str(free_port())}
+    options = [*arguments, f"trainer.devices={count}"]
+    return [start(script, *options, cwd=cwd, **given, LOCAL_RANK=str(rank)) for rank in range(count)]
 
-    def start(rank: int) -> subprocess.CompletedProcess[str]:
-        return run(script, *arguments, f"trainer.devices={count}", cwd=cwd, **given, LOCAL_RANK=str(rank))
 
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(start, range(count)))
+def run_ranks(count: int, *arguments: str, cwd: Path, **environment: str) -> list[subprocess.CompletedProcess[str]]:
+    return [rank.wait() for rank in start_ranks(count, *arguments, cwd=cwd, **environment)]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what tests measure out of the developer's cache."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.getbasetemp() / "cache")
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Ranks]:
+    """Two processes for all tests that need two."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.end()
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +179,8 @@ def test_data() -> Callable[[str], Path]:
 @pytest.fixture
 def fake_mnist(tmp_path: Path) -> Path:
     """A folder with 256 made-up digits in MNIST's format."""
+    import torch
+
     from ganforge.data.mnist_sources import FILES, _idx
 
     folder = tmp_path / "made_up"
@@ -201,6 +250,8 @@ def fake_celeba(tmp_path: Path) -> Path:
 
 def equal(first: object, second: object) -> bool:
     """Whether two nested structures are the same to the bit."""
+    import torch
+
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):

@@ -14,8 +14,8 @@ from ganforge.runs.folder import PACKAGES, versions
 sys.path.append(str(ROOT / "benchmarks"))
 
 import gpu
-from gpu_report import Case, OutOfTime, Report, at_most, attempt, markdown
-from gpu_right import compared, difference, unequal_parts
+from gpu_report import Case, OutOfTime, Report, attempt, markdown, time_limit
+from gpu_right import compare_traces, difference, unequal_parts
 from gpu_trace import busy, per_step
 
 
@@ -30,9 +30,9 @@ from gpu_trace import busy, per_step
     ],
 )
 def test_every_part_runs_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, cases: str) -> None:
-    monkeypatch.setattr(gpu, "keep_out_of_home", lambda _: None)  # the tests' own fixture does
+    monkeypatch.setattr(gpu, "redirect_caches", lambda _: None)  # the tests' own fixture does
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # is undone afterwards
-    options = gpu.parsed(["--output", str(tmp_path), "--device", "cpu", "--cases", cases])
+    options = gpu.parse_arguments(["--output", str(tmp_path), "--device", "cpu", "--cases", cases])
     (tmp_path / "work").mkdir()
     assert gpu.work(options, part, tmp_path / "work", is_guarded=False) == 0
     records = Report(tmp_path).records()
@@ -56,19 +56,19 @@ def test_failures_are_results(tmp_path: Path) -> None:
     text = (tmp_path / "results.md").read_text()
     assert "1 cases: 1 FAILED." in text
     assert "raise RuntimeError" in text
-    differs = attempt(case._replace(find=lambda _: {"passes": False, "difference": 0.5}), None, None)
+    differs = attempt(case._replace(measure=lambda _: {"passes": False, "difference": 0.5}), None, None)
     assert (differs["state"], differs["values"]) == ("DIFFERS", {"difference": 0.5})
 
 
 def test_a_case_is_given_up_in_time() -> None:
-    with pytest.raises(OutOfTime), at_most(0.01):
+    with pytest.raises(OutOfTime), time_limit(0.01):
         time.sleep(5)
 
 
 def test_traces_are_compared_by_the_size_of_a_value() -> None:
     assert difference([1.0, -2.2], [1.0, -2.0]) == pytest.approx(0.1)
     assert difference([float("nan")], [1.0]) == float("inf")
-    found = compared({"d": [1.0, 2.0], "g": [4.0, 4.4]}, {"d": [1.0, 2.0], "g": [4.0, 4.0]}, 0.01)
+    found = compare_traces({"d": [1.0, 2.0], "g": [4.0, 4.4]}, {"d": [1.0, 2.0], "g": [4.0, 4.0]}, 0.01)
     assert (found["passes"], found["of"], found["at the first step"]) == (False, "g", 0.0)
     assert found["difference"] == pytest.approx(0.1)
 

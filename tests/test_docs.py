@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,17 @@ def known() -> set[str]:
     keys = groups | {"optimizer@model.placeholder_optimizer"}
     for script in SCRIPTS:
         keys |= set(_keys(OmegaConf.to_container(composed(config=script))))
-    for path in (ROOT / "conf").glob("*/*.yaml"):
-        group, option = path.parent.name, path.stem
-        if group in ("model", "data", "degradation", "regularizer", "content", "extractor"):
-            fitting = {"content": ["model=srgan", "data=pairs"], "degradation": ["data=pairs"]}.get(group, [])
-            script = "evaluate" if option == "bicubic" and group == "model" else "train"
-            keys |= set(_keys(OmegaConf.to_container(composed(*fitting, f"{group}={option}", config=script))))
+    for fitting, choices in (
+        ([], ("model", "data", "regularizer", "extractor", "logger", "debug")),
+        (["model=srgan", "data=pairs"], ("content", "degradation")),
+    ):
+        every = [
+            [f"{path.parent.name}={path.stem}" for path in (ROOT / "conf" / name).glob("*.yaml")] for name in choices
+        ]
+        for chosen in zip_longest(*every):  # one composition tells the keys of an option of each group
+            wanted = [choice for choice in chosen if choice and choice != "model=bicubic"]
+            keys |= set(_keys(OmegaConf.to_container(composed(*fitting, *wanted))))
+    keys |= set(_keys(OmegaConf.to_container(composed("model=bicubic", config="evaluate"))))
     return keys
 
 

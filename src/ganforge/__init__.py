@@ -10,14 +10,14 @@ __version__ = "0.1.0"
 
 
 def load_generator(path: "str | Path") -> "TrainedGenerator":
-    """The generator of a run folder, or of an `.onnx`, `.pt2` or `.safetensors` that `export.py` wrote.
+    """Load the generator of a run folder, or of an `.onnx`, `.pt2` or `.safetensors` file that `export.py` wrote.
 
         generator = ganforge.load_generator("logs/runs/cgan-mnist/<time>")
         images = generator(16, seed=0, labels=[3, 7])  # (16, C, H, W) in [-1, 1]
 
-    Run folders, `.onnx` and `.safetensors` of strangers are harmless: they hold numbers, and a config that may make
-    nothing but networks and the like of known packages. A `.pt2` is not: torch unpickles parts of it and evaluates
-    others, so that it can run code. Load those of people you trust. Raises UserError.
+    Run folders, `.onnx` and `.safetensors` files cannot run code: weights are loaded as tensors, and configs may
+    instantiate only known classes. A `.pt2` can, as torch unpickles parts of it and evaluates others: load only those
+    that you trust. Raises UserError.
     """
     from ganforge.export import trained
 

@@ -1,4 +1,4 @@
-"""What makes a low-quality image of a good one: super-resolution, colourisation and denoising undo one each.
+"""Degradations, which image-to-image models learn to undo: super-resolution, colourisation, denoising.
 
 To add one: a class here, a line in `conf/degradation/`.
 """
@@ -13,22 +13,24 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from ganforge.data.base import to_uint8, to_unit_range
 
 Noise = Callable[[Sequence[int]], Tensor]
-"""Standard normal noise of a shape."""
+"""Maps a shape to standard normal noise."""
 
 
 class Degradation:
-    """Called as `(real, noise) -> condition`: images (N, C, H, W) in [-1, 1] to images (N, c, H / scale, W / scale).
+    """Maps images (N, C, H, W) in [-1, 1] to low-quality images (N, c, H / scale, W / scale), rounded to 8 bits.
 
-    The result is what a file would hold: rounded to 8 bits.
+    The rounding makes them equal to images from a file. A subclass implements `degrade`.
     """
 
     scale = 1
     needs_colours = False
+    """Whether the images must have three channels."""
 
     def __call__(self, real: Tensor, noise: Noise) -> Tensor:
         return to_unit_range(to_uint8(self.degrade(real, noise))).to(real.dtype)
 
     def degrade(self, real: Tensor, noise: Noise) -> Tensor:
+        """The low-quality images before rounding."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -37,7 +39,7 @@ class Degradation:
 
 
 class Bicubic(Degradation):
-    """Smaller by `scale`: bicubic with antialiasing, as MATLAB's imresize."""
+    """Downscaling by `scale`: bicubic with antialiasing, like MATLAB's imresize."""
 
     def __init__(self, scale: int):
         if scale < 1:
@@ -50,7 +52,7 @@ class Bicubic(Degradation):
 
 
 class BlurBicubic(Bicubic):
-    """Blurred by a Gaussian of `sigma` pixels, then smaller by `scale`."""
+    """Gaussian blur with a standard deviation of `sigma` pixels, then downscaling by `scale`."""
 
     def __init__(self, scale: int, sigma: float):
         super().__init__(scale)
@@ -59,12 +61,12 @@ class BlurBicubic(Bicubic):
         self.sigma = sigma
 
     def degrade(self, real: Tensor, noise: Noise) -> Tensor:
-        width = 2 * round(3 * self.sigma) + 1
-        return super().degrade(gaussian_blur(real, [width, width], [self.sigma, self.sigma]), noise)
+        kernel_size = 2 * round(3 * self.sigma) + 1
+        return super().degrade(gaussian_blur(real, [kernel_size] * 2, [self.sigma] * 2), noise)
 
 
 class Grayscale(Degradation):
-    """Luma (ITU-R BT.601) of RGB images, in 1 channel or the same in 3."""
+    """Luma (ITU-R BT.601) of RGB images, in 1 channel or repeated in 3."""
 
     needs_colours = True
 
@@ -80,7 +82,7 @@ class Grayscale(Degradation):
 
 
 class GaussianNoise(Degradation):
-    """Gaussian noise with a standard deviation of `sigma` steps of 8 bits."""
+    """Gaussian noise with a standard deviation of `sigma`, on a scale of 0 to 255."""
 
     def __init__(self, sigma: float):
         if sigma < 0:

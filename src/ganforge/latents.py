@@ -1,4 +1,4 @@
-"""Distributions that the generator's input is drawn from."""
+"""Distributions of the generator's latents."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Latent:
-    """A distribution over vectors of `size` independent numbers. Called as `latent(count, generator)`."""
+    """A distribution over vectors of `size` independent numbers; `latent(count, generator)` draws (count, size)."""
 
-    values: ClassVar[str] = "drawn as its class does"
-    """How the numbers are distributed, for people."""
+    values: ClassVar[str] = "of a custom distribution"
+    """Describes the distribution in model cards."""
 
     def __init__(self, size: int):
         if size < 1:
@@ -23,7 +23,7 @@ class Latent:
         raise NotImplementedError
 
     def between(self, start: Tensor, end: Tensor, position: Tensor) -> Tensor:
-        """Latents on the way, at positions from 0 to 1; everything broadcasts."""
+        """Interpolate from start (position 0) to end (position 1); all arguments broadcast."""
         return torch.lerp(start, end, position)
 
 
@@ -33,10 +33,10 @@ class Normal(Latent):
     values = "standard normal"
 
     def between(self, start: Tensor, end: Tensor, position: Tensor) -> Tensor:
-        """Keep the length on the way, as normal latents have nearly one length in high dimensions."""
-        straight = super().between(start, end, position)
-        lengths = super().between(start.norm(dim=-1, keepdim=True), end.norm(dim=-1, keepdim=True), position)
-        return straight * lengths / straight.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+        """Interpolate direction and norm separately: in high dimensions, normal latents have nearly the same norm."""
+        latents = super().between(start, end, position)
+        norms = super().between(start.norm(dim=-1, keepdim=True), end.norm(dim=-1, keepdim=True), position)
+        return latents * norms / latents.norm(dim=-1, keepdim=True).clamp_min(1e-8)
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, self.size, generator=generator)
@@ -52,7 +52,7 @@ class Uniform(Latent):
 
 
 class Levels(Latent):
-    """A latent for each level of a generator, in a tuple."""
+    """A tuple of latents, one for each level of a generator."""
 
     def __init__(self, levels: Sequence[Latent]):
         self.levels = levels
@@ -61,7 +61,7 @@ class Levels(Latent):
         return tuple(latent(count, generator) for latent in self.levels)
 
     def between(self, start: Any, end: Any, position: Tensor) -> Any:
-        """The coarsest level is on the way; the noise of the others stays as it is."""
+        """Interpolate the coarsest level; the noise of the finer levels is that of the first start."""
         first, *finer = start
         coarsest = self.levels[0].between(first, end[0], position)
         return coarsest, *(noise[:1].expand(len(coarsest), *noise.shape[1:]) for noise in finer)
@@ -75,10 +75,10 @@ def to_device(latent: Any, device: Any, dtype: Any) -> Any:
 
 
 def cat_latents(latents: list[Any]) -> Any:
-    """Draws of a latent as one."""
+    """Concatenate latents, tuples of levels included."""
     return tuple(map(torch.cat, zip(*latents, strict=True))) if isinstance(latents[0], tuple) else torch.cat(latents)
 
 
 def index_latents(latent: Any, rows: Tensor) -> Any:
-    """Rows of a latent."""
+    """Select rows of a latent, which may be a tuple of levels."""
     return tuple(level[rows] for level in latent) if isinstance(latent, tuple) else latent[rows]

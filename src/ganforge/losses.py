@@ -1,4 +1,4 @@
-"""Adversarial losses, on logits of any shape: (N,) or the map of a patch discriminator.
+"""Adversarial losses on logits of any shape: (N,), or the map of a patch discriminator.
 
 To add one: a class here that returns two scalars, a line in `conf/loss/`.
 """
@@ -17,7 +17,7 @@ class Loss:
     needs_real = False
     """Whether the generator's loss wants the logits of the real batch, as relativistic losses do."""
     boundary: float | None = 0.0
-    """The logit above which D takes a sample for real; None where logits mean nothing by themselves."""
+    """The logit above which D classifies a sample as real; None if the logits have no such threshold."""
 
     def __init__(self, average_halves: bool = False):
         self.scale = 0.5 if average_halves else 1.0
@@ -30,7 +30,7 @@ class Loss:
 
 
 class Minimax(Loss):
-    """The value function itself: G minimises mean log(1 - D(G(z))) (Goodfellow et al., 2014, equation 1)."""
+    """The original value function: G minimises mean log(1 - D(G(z))) (Goodfellow et al., 2014, equation 1)."""
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         # -log D(x) = softplus(-logit), -log(1 - D(x)) = softplus(logit)
@@ -41,14 +41,14 @@ class Minimax(Loss):
 
 
 class NonSaturating(Minimax):
-    """G maximises mean log D(G(z)): the same fixed point, but a gradient while D wins (Goodfellow et al., 2014)."""
+    """G maximises mean log D(G(z)), whose gradient does not vanish while D wins (Goodfellow et al., 2014)."""
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         return softplus(-fake_logits).mean()
 
 
 class LeastSquares(Loss):
-    """Half squared distance to 1 for real and 0 for fake (LSGAN, Mao et al., 2017, equation 9)."""
+    """Half the squared distance to 1 for real and to 0 for fake logits (LSGAN, Mao et al., 2017, equation 9)."""
 
     boundary = 0.5
 
@@ -60,7 +60,7 @@ class LeastSquares(Loss):
 
 
 class Hinge(Loss):
-    """D is pushed to a margin of 1 on either side (Lim and Ye, 2017; Miyato et al., 2018)."""
+    """Pushes the logits of D beyond a margin of 1 on either side (Lim and Ye, 2017; Miyato et al., 2018)."""
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return self.scale * (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean())
@@ -70,9 +70,9 @@ class Hinge(Loss):
 
 
 class Wasserstein(Loss):
-    """Difference of mean critic values (Arjovsky et al., 2017).
+    """The difference of mean critic values (Arjovsky et al., 2017).
 
-    Needs a Lipschitz critic: `regularizer=gradient_penalty`.
+    The critic must be Lipschitz: use `regularizer=gradient_penalty`.
     """
 
     boundary = None

@@ -1,10 +1,11 @@
-"""Samples as pictures: a grid of images, or a scatter plot of points."""
+"""Pictures of samples: a grid of images, or a scatter plot of points."""
 
 import logging
 from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,27 +18,29 @@ from ganforge.runtime.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-FRAMES = 100
-"""An animation of a training shows at most so many of its pictures."""
+MAX_FRAMES = 100
+"""Most frames in an animation."""
 
 
 def picture(samples: Tensor, real: Tensor | None = None, columns: int | None = None, padding: int = 2) -> Image.Image:
-    """Images (N, C, H, W) in [-1, 1] as a grid, as square as can be; points (N, 2) as a plot over the real ones."""
+    """A grid of images (N, C, H, W) in [-1, 1], by default as square as possible; or a plot of points (N, 2) over the
+    real ones, where each `columns` points are connected."""
     if samples.ndim == 2:
         return scatter(samples, real, columns)
     grid = make_grid(to_uint8(samples.cpu()), nrow=columns or ceil(sqrt(len(samples))), padding=padding)
-    return to_pil_image(grid)  # make_grid repeats grey thrice
+    return to_pil_image(grid)
 
 
-def scatter(points: Tensor, real: Tensor | None = None, joined: int | None = None) -> Image.Image:
-    """Generated points over real ones, on axes that the real ones set, so that pictures can be compared.
+def scatter(points: Tensor, real: Tensor | None = None, path_length: int | None = None) -> Image.Image:
+    """Generated points over real ones. The real ones set the axes, so that pictures are comparable.
 
-    Lines join each `joined` points.
+    Lines connect each `path_length` consecutive points.
     """
-    from matplotlib.figure import Figure  # slow to import, and only needed for points
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only points need it
+    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(5, 5), dpi=100)
+    axes = figure.add_axes((0.1, 0.06, 0.88, 0.92))  # Matplotlib's layout engines take longer than drawing
     if real is not None:
         x, y = real[:2000].cpu().T
         axes.scatter(x, y, s=12, color="darkgrey", linewidths=0, label="data")
@@ -45,18 +48,18 @@ def scatter(points: Tensor, real: Tensor | None = None, joined: int | None = Non
         margin = 0.15 * (high - low)
         axes.set_xlim(float((low - margin)[0]), float((high + margin)[0]))
         axes.set_ylim(float((low - margin)[1]), float((high + margin)[1]))
-    x, y = points.float().cpu().T  # numpy has no bfloat16
+    x, y = points.float().cpu().T  # NumPy has no bfloat16
     axes.scatter(x, y, s=6, color="tab:blue", linewidths=0, label="generated")
-    if joined:
-        axes.plot(x.view(-1, joined).T, y.view(-1, joined).T, linewidth=0.5, color="tab:blue")
+    if path_length:
+        axes.plot(x.view(-1, path_length).T, y.view(-1, path_length).T, linewidth=0.5, color="tab:blue")
     axes.legend(loc="upper center", ncols=2, frameon=False)
-    buffer = BytesIO()
-    figure.savefig(buffer)
-    return Image.open(buffer).convert("RGB")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG that appears under its name complete or not at all."""
+    """Write a PNG atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = BytesIO()
     image.save(buffer, format="PNG")
@@ -64,9 +67,9 @@ def save_picture(image: Image.Image, path: Path) -> None:
 
 
 def animate(pictures: list[Path], path: Path) -> None:
-    """Write pictures as a GIF of a few seconds that rests on the last one; those that cannot be read are left out."""
-    chosen = torch.linspace(0, len(pictures) - 1, min(FRAMES, len(pictures))).round().int().tolist()
-    frames = [frame for i in chosen if (frame := _frame(pictures[i])) is not None]
+    """Write at most MAX_FRAMES evenly spaced pictures as a GIF that pauses on the last; leaves out unreadable ones."""
+    indices = torch.linspace(0, len(pictures) - 1, min(MAX_FRAMES, len(pictures))).round().int().tolist()
+    frames = [frame for i in indices if (frame := _frame(pictures[i])) is not None]
     if not frames:
         return
     durations = [100] * (len(frames) - 1) + [2000]  # milliseconds
@@ -77,6 +80,6 @@ def _frame(path: Path) -> Image.Image | None:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's on a damaged file
-        log.warning("%s is left out of the animation: it cannot be read (%s)", path, first_line(error))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow on a damaged file
+        log.warning("%s cannot be read (%s), so the animation leaves it out", path, first_line(error))
         return None

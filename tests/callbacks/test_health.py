@@ -1,23 +1,25 @@
 """What goes wrong with a training is noticed, named, and dealt with as asked; what goes well is left alone."""
 
+import json
 import math
+import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MLP, TINY_POINTS, composed, equal, run, scalars, slow
+from conftest import TINY_MLP, TINY_POINTS, composed, equal, run, run_ranks, scalars, slow
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint, rewind
-from ganforge.callbacks.health import Health
-from ganforge.callbacks.health_signs import SIGNS, SignTracker, swing
+from ganforge.callbacks.health import EVALUATION, Health
+from ganforge.callbacks.health_signs import LOG_WEIGHT, SIGNS, SignTracker, swing
 from ganforge.commands.train import train
 from ganforge.losses import NonSaturating
 from ganforge.runtime.files import read_json
@@ -53,7 +55,7 @@ def sabotaged(step: int, value: float = 0.0, forever: bool = False) -> str:
 
 def trained(folder: Path, *overrides: str) -> dict[str, Any]:
     """What metrics.json says of the health of a run."""
-    config = composed(*HASTY, *overrides)
+    config = composed(*HASTY, *overrides, "~callbacks.samples")
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     train(config, folder)
@@ -96,36 +98,90 @@ FAILURES = {
         {"vanishing_gradient", "lost_diversity"},
     ),
 }
+HEALTHY = {
+    "quadratic": ["model=gan", "data=quadratic", "trainer.max_steps=1500"],
+    "ring": ["model=gan", "data=ring", "trainer.max_steps=1500"],
+    "digits": ["model=dcgan", "data=mnist", "model.generator.width=16", "trainer.max_steps=500"],
+}
+LOGS = Path(__file__).parent / "logs"
+"""What these trainings showed; their slow tests write it anew with GANFORGE_UPDATE_GOLDEN=1."""
+
+
+def replayed(name: str, patience: int) -> set[str]:
+    """The signs that are noticed in what a training has shown."""
+    trackers: dict[str, SignTracker] = {}
+    noticed = set()
+    for where, step, values in json.loads((LOGS / f"{name.replace(' ', '_')}.json").read_text()):
+        tracker = trackers.setdefault(where, SignTracker(1.0 if where == EVALUATION else LOG_WEIGHT))
+        tracker.update(values)
+        noticed |= {sign.name for sign in tracker.check(step, patience)[0]}
+    return noticed
+
+
+@pytest.fixture
+def recording(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Write what a training shows to LOGS, if that is asked for."""
+    rows: list[Any] = []
+    check = Health._check
+
+    def record(self: Health, trainer: Any, where: str, values: Mapping[str, float], weight: float) -> None:
+        rows.append([where, trainer.global_step, {name: float(f"{value:.3g}") for name, value in values.items()}])
+        check(self, trainer, where, values, weight)
+
+    monkeypatch.setattr(Health, "_check", record)
+    yield
+    if os.environ.get("GANFORGE_UPDATE_GOLDEN"):
+        LOGS.mkdir(exist_ok=True)
+        lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
+        (LOGS / f"{request.node.callspec.params['name'].replace(' ', '_')}.json").write_text(f"[\n{lines}\n]\n")
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_failures_are_named(tmp_path: Path, fake_mnist: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_failures_show_is_named(name: str) -> None:
+    assert FAILURES[name][1] <= replayed(name, patience=60)
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_what_healthy_trainings_show_has_no_name(name: str) -> None:
+    assert not replayed(name, patience=300)
+
+
+@pytest.mark.parametrize("name", [slow(name) for name in FAILURES])
+@pytest.mark.usefixtures("recording")
+def test_failures_are_named(tmp_path: Path, fake_mnist: Path, name: str) -> None:
     overrides, signs = FAILURES[name]
     root = [f"data.root={fake_mnist}", "data.num_samples=64"] if "data=mnist" in overrides else []
     health = trained(tmp_path / "run", *overrides, *root, "trainer.max_steps=500", "evaluate_every=100")
     assert signs <= {entry["sign"] for entry in health["signs"]}
+
+
+def test_signs_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    overrides, signs = FAILURES["a collapsed generator"]
+    health = trained(tmp_path, *overrides, "trainer.max_steps=100", "evaluate_every=20", "data.num_samples=64")
+    assert {entry["sign"] for entry in health["signs"]} == signs
     for sign in SIGNS:
-        if sign.name in signs:
-            assert sign.helps in caplog.text, "the console names the option that helps"
-    events = EventAccumulator(str(tmp_path / "run"))
+        assert (sign.helps in caplog.text) == (sign.name in signs), "the console names the option that helps"
+    events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert "health/text_summary" in events.Tags()["tensors"]
 
 
+def test_samples_of_one_class_have_a_name() -> None:
+    tracker = SignTracker(weight=1.0)
+    tracker.update({"feature_diversity": 0.9, "classes": 0.15})
+    tracker.check(0, patience=10)
+    assert [sign.name for sign in tracker.check(10, patience=10)[0]] == ["lost_classes"]
+
+
+@pytest.mark.slow
 def test_samples_of_one_class_are_noticed(tmp_path: Path, test_data: Callable[[str], Path]) -> None:
     fails = ["experiment=mnist_dense_fails", f"data.root={test_data('mnist')}", "data.num_samples=500"]
     health = trained(tmp_path, *fails, "trainer.max_steps=200", "evaluate_every=100")
     assert "lost_classes" in {entry["sign"] for entry in health["signs"] if entry["where"] == "evaluation"}
 
 
-HEALTHY = {
-    "quadratic": ["model=gan", "data=quadratic", "trainer.max_steps=1500"],
-    "ring": ["model=gan", "data=ring", "trainer.max_steps=1500"],
-    "digits": ["model=dcgan", "data=mnist", "model.generator.width=16", "trainer.max_steps=500"],
-}
-
-
-@pytest.mark.parametrize("name", [name if name == "quadratic" else slow(name) for name in HEALTHY])
+@pytest.mark.parametrize("name", [slow(name) for name in HEALTHY])
+@pytest.mark.usefixtures("recording")
 def test_healthy_trainings_are_left_alone(tmp_path: Path, test_data: Callable[[str], Path], name: str) -> None:
     data = [f"data.root={test_data('mnist')}"] if "data=mnist" in HEALTHY[name] else []
     usual = ["trainer.log_every_n_steps=16", "callbacks.health.patience=300", "evaluate_every=250"]
@@ -134,17 +190,19 @@ def test_healthy_trainings_are_left_alone(tmp_path: Path, test_data: Callable[[s
 
 
 def test_signs_come_and_go_with_patience() -> None:
-    watched = SignTracker(memory=1.0)
+    tracker = SignTracker(weight=1.0)
 
-    def see(step: int, diversity: float) -> tuple[list[str], list[str]]:
-        watched.see({"diversity": diversity})
-        begun, over = watched.judge(step, patience=10)
+    def update(step: int, diversity: float) -> tuple[list[str], list[str]]:
+        tracker.update({"diversity": diversity})
+        begun, over = tracker.check(step, patience=10)
         return [sign.name for sign in begun], [sign.name for sign in over]
 
-    assert see(0, 0.9) == see(4, 0.01) == see(8, 0.9) == see(12, 0.01) == see(20, 0.01) == ([], [])  # for a moment
-    assert see(22, 0.01) == (["lost_diversity"], [])
-    assert see(30, 0.01) == see(34, 0.9) == ([], [])
-    assert see(40, 0.9) == ([], ["lost_diversity"])
+    assert (
+        update(0, 0.9) == update(4, 0.01) == update(8, 0.9) == update(12, 0.01) == update(20, 0.01) == ([], [])
+    )  # for a moment
+    assert update(22, 0.01) == (["lost_diversity"], [])
+    assert update(30, 0.01) == update(34, 0.9) == ([], [])
+    assert update(40, 0.9) == ([], ["lost_diversity"])
 
 
 @pytest.mark.parametrize(
@@ -179,22 +237,23 @@ def test_a_stopped_run_goes_on_only_if_told_to(tmp_path: Path, caplog: pytest.Lo
 
 @pytest.mark.parametrize("value", [0.0, math.inf])
 def test_a_rewound_run_goes_on_with_other_random_numbers(tmp_path: Path, value: float) -> None:
-    rewinding = [*TINY_POINTS, sabotaged(50, value), "callbacks.health.on_collapse=rewind"]
-    health = trained(tmp_path / "a", *rewinding, "trainer.max_steps=200")
+    rewinding = [*TINY_POINTS, "checkpoint_every=5", sabotaged(12, value), "callbacks.health.on_collapse=rewind"]
+    rewinding += ["callbacks.health.patience=20", "trainer.log_every_n_steps=2"]
+    health = trained(tmp_path / "a", *rewinding, "trainer.max_steps=60")
     [(start, end)] = [(entry["from"], entry["to"]) for entry in health["rewinds"]]
-    assert end == {0.0: 40, math.inf: 20}[value]  # a collapse shows late, so it is the last but one before it shows
+    assert end == {0.0: 10, math.inf: 5}[value]  # a collapse shows late, so it is the last but one before it shows
     assert all(entry["until"] == start for entry in health["signs"])
     # the names of files of one second do not sort by time
-    assert sorted(step for step, _ in scalars(tmp_path / "a")["loss_g/total"]) == list(range(4, 201, 4))
+    assert sorted(step for step, _ in scalars(tmp_path / "a")["loss_g/total"]) == list(range(2, 61, 2))
     state = read_checkpoint(latest_checkpoint(tmp_path / "a"))
-    assert (state["global_step"], state["rewinds"]) == (200, 1)
+    assert (state["global_step"], state["rewinds"]) == (60, 1)
 
-    trained(tmp_path / "never harmed", *TINY_POINTS, "trainer.max_steps=200")
+    trained(tmp_path / "never harmed", *TINY_POINTS, "trainer.max_steps=60")
     unharmed = read_checkpoint(latest_checkpoint(tmp_path / "never harmed"))
     assert not equal(state["state_dict"], unharmed["state_dict"])
 
-    trained(tmp_path / "b", *rewinding, "trainer.max_steps=100")
-    trained(tmp_path / "b", *rewinding, "trainer.max_steps=200", f"resume={tmp_path / 'b'}")
+    trained(tmp_path / "b", *rewinding, "trainer.max_steps=40")
+    trained(tmp_path / "b", *rewinding, "trainer.max_steps=60", f"resume={tmp_path / 'b'}")
     resumed = read_checkpoint(latest_checkpoint(tmp_path / "b"))
     assert equal(state["state_dict"], resumed["state_dict"]), "the checkpoint keeps the number of the random stream"
 
@@ -224,10 +283,10 @@ def test_a_job_that_slurm_starts_again_goes_on_with_modules_of_ones_own(
 
 
 def test_games_without_the_usual_terms_are_watched_for_the_rest() -> None:
-    watched = SignTracker(memory=1.0)
-    watched.see({"accuracy/fake": 1.0, "accuracy/real": 1.0})  # a loss_g of other terms
-    assert [sign.name for sign in watched.judge(100, patience=1)[0]] == []
-    assert [sign.name for sign in watched.judge(200, patience=1)[0]] == ["discriminator_wins"]
+    tracker = SignTracker(weight=1.0)
+    tracker.update({"accuracy/fake": 1.0, "accuracy/real": 1.0})  # a loss_g of other terms
+    assert [sign.name for sign in tracker.check(100, patience=1)[0]] == []
+    assert [sign.name for sign in tracker.check(200, patience=1)[0]] == ["discriminator_wins"]
 
 
 def test_without_a_healthy_checkpoint_a_collapse_stops(tmp_path: Path) -> None:
@@ -260,11 +319,17 @@ def test_a_rewind_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     ]
 
 
-def test_two_devices_rewind_as_one_until_it_is_enough(tmp_path: Path) -> None:
-    # as Lightning starts the ranks, for it does so at each fit
-    options = [*HASTY[1:], *TINY_POINTS, *TOO_STRONG, "trainer=cpu", "trainer.devices=2", "trainer.max_steps=400"]
-    options += ["callbacks.health.on_collapse=rewind", "hydra.run.dir=run", "evaluate_every=100"]
-    done = run("train.py", *options, cwd=tmp_path)
+REWINDING = [*HASTY[1:], *TINY_POINTS, *TOO_STRONG, "trainer=cpu", "trainer.max_steps=400", "evaluate_every=50"]
+REWINDING += ["callbacks.health.on_collapse=rewind", "callbacks.health.patience=20", "trainer.log_every_n_steps=2"]
+REWINDING += ["checkpoint_every=5", "hydra.run.dir=run"]
+
+
+@pytest.mark.parametrize("starter", ["torchrun", slow("lightning")])  # which starts the other ranks at each fit
+def test_two_devices_rewind_as_one_until_it_is_enough(tmp_path: Path, starter: str) -> None:
+    if starter == "torchrun":
+        done, _ = run_ranks(2, "train.py", *REWINDING, cwd=tmp_path)
+    else:
+        done = run("train.py", *REWINDING, "trainer.devices=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(read_json(tmp_path / "run" / "metrics.json")["health"]["rewinds"]) == 3
     assert "had collapsed again after 3 rewinds" in done.stderr

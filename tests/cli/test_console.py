@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
-from lightning.pytorch.loggers import CSVLogger
 
 from ganforge.cli.console import Formatter
 from ganforge.cli.resolvers import _new_folder
-from ganforge.runs.logs import continue_csv
 
 
 def test_log_lines_have_no_control_characters_of_a_config() -> None:
@@ -26,7 +24,7 @@ def test_log_lines_have_no_control_characters_of_a_config() -> None:
 def test_messages_to_the_person_have_none_either(tmp_path: Path) -> None:
     result = run("train.py", "resume=no\x1b[31mwhere", cwd=tmp_path)
     assert result.returncode == 2
-    assert "no\\x1b[31mwhere is no run folder" in result.stderr
+    assert "no\\x1b[31mwhere is not a run folder" in result.stderr
 
 
 def test_the_version_is_ours(tmp_path: Path) -> None:
@@ -53,20 +51,3 @@ def test_other_ranks_make_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_both_kinds_of_folders_are_claimed(kind: str) -> None:
     text = (ROOT / "conf" / "train.yaml").read_text()
     assert f'dir: ${{new_folder:"logs/{kind}s/' in text
-
-
-def test_a_csv_goes_on_where_it_was_killed(tmp_path: Path) -> None:
-    def logger() -> CSVLogger:
-        return CSVLogger(str(tmp_path), name="", version="", flush_logs_every_n_steps=1)
-
-    first = logger()
-    for step in range(4):
-        first.log_metrics({"loss": step / 2}, step)
-    path = tmp_path / "metrics.csv"
-    path.write_text(path.read_text() + "9")  # half a line
-    second = logger()
-    continue_csv(second, 2)
-    second.log_metrics({"loss": 7.0, "new": 1.0}, 3)
-    assert path.read_text().split() == ["loss,new,step", "0.0,,0", "0.5,,1", "1.0,,2", "7.0,1.0,3"]
-    assert [each.name for each in tmp_path.iterdir()] == ["metrics.csv"]
-    continue_csv(CSVLogger(str(tmp_path / "empty"), name="", version=""), 2)

@@ -11,15 +11,15 @@ from ganforge.runtime.overrides import literal
 MISSPELT = {
     "trainr.max_steps=3": "trainr.max_steps: there is no such option. Did you mean trainer.max_steps",
     "lr=1e-3": "Did you mean model.generator_optimizer.lr or model.discriminator_optimizer.lr",
-    "fast_dev_run=true": "fast_dev_run: there is no such option: trainer.max_steps=<n>",
+    "fast_dev_run=true": "fast_dev_run: there is no such option: debug=fast",
     "compile=true": "Did you mean model.compile\\?",
     "modle=dcgan": "Did you mean model\\?",
     "~callbacks.prunning": "Did you mean callbacks.pruning\\?",
-    "content=vgg16": "content=: the chosen model and data have no such part",
+    "content=vgg16": "content=: the chosen model and data do not use this group",
     "-m model=gan,dcgan model.generator.width=3,4": "model.generator.width: there is no such option",
 }
 WITHOUT_COMPOSING = {
-    "model=dcgn": "model=dcgn: there is no such option. Did you mean model=dcgan\\? There are bicubic, cgan",
+    "model=dcgn": "model=dcgn: there is no such option. Did you mean model=dcgan\\? Choose from bicubic, cgan",
     "loss=hinged": "Did you mean loss=hinge\\?",
     "-m model=dcgan,cgann": "model=cgann: there is no such option. Did you mean model=cgan\\?",
     "regularizer=[r1,r3]": "regularizer=r3: there is no such option",

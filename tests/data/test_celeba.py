@@ -31,11 +31,11 @@ def test_splits(fake_celeba: Path) -> None:
     data = loaded(fake_celeba)
     assert [len(data.load(split)[0]) for split in ("train", "valid", "test")] == [24, 3, 3]
     data = loaded(fake_celeba, split="random")
-    parts = [data.listing(split).names for split in ("train", "valid", "test")]
+    parts = [data.list_images(split).names for split in ("train", "valid", "test")]
     assert [len(part) for part in parts] == [24, 3, 3]
     assert len({name for part in parts for name in part}) == 30
     other = loaded(fake_celeba, split="random", split_seed=1)
-    assert other.listing("train").names != parts[0]
+    assert other.list_images("train").names != parts[0]
     with pytest.raises(UserError, match="split=nonsense"):
         data.load("nonsense")
 
@@ -107,7 +107,7 @@ def test_when_google_drive_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         loaded(tmp_path, download=True)
     monkeypatch.setitem(sys.modules, "gdown", ModuleType("gdown"))
     monkeypatch.setattr("torchvision.datasets.CelebA", refuse)
-    with pytest.raises(UserError, match=r"Too many users[^\n]*By hand: get img_align_celeba\.zip"):
+    with pytest.raises(UserError, match=r"Too many users[^\n]*To download it by hand, get img_align_celeba\.zip"):
         loaded(tmp_path, download=True)
 
 
@@ -152,6 +152,7 @@ def test_real_faces(test_data: Callable[[str], Path], tmp_path: Path) -> None:
         data.load("test")
 
 
+@pytest.mark.slow
 def test_the_whole_cut_of_real_faces(test_data: Callable[[str], Path], tmp_path: Path) -> None:
     folder = test_data("celeba")
     with zipfile.ZipFile(folder / "annotations_000001-008000.zip") as archive:

@@ -1,4 +1,4 @@
-"""Batches as a function of the step, and the ways to the files of MNIST."""
+"""Batches as a function of the step, and finding and downloading MNIST."""
 
 import gzip
 import io
@@ -12,16 +12,18 @@ import pytest
 import torch
 
 from ganforge.data import mnist
-from ganforge.data.base import Batch, Steps, TensorData, to_uint8, to_unit_range
+from ganforge.data.base import Batch, StepLoader, TensorData, to_uint8, to_unit_range
 from ganforge.data.mnist import MNIST, FashionMNIST
 from ganforge.data.mnist_sources import FILES, MNIST_SHA256, _ArraysOnly, idx_files
 from ganforge.data.points import Grid, Quadratic, Ring
-from ganforge.randomness import RankDraws, Share, Stream, generator
+from ganforge.randomness import Shard, ShardedDraw, Stream, generator
 from ganforge.runtime.errors import UserError
 
 
-def steps(size: int, batch_size: int, parts: int = 1, rank: int = 0, world: int = 1, start: int = 0) -> Steps:
-    return Steps(lambda rows, _: Batch(rows, rows * 10), size, batch_size, 0, Share(parts, rank, world), lambda: start)
+def steps(size: int, batch_size: int, parts: int = 1, rank: int = 0, world: int = 1, start: int = 0) -> StepLoader:
+    return StepLoader(
+        lambda rows, _: Batch(rows, rows * 10), size, batch_size, 0, Shard(parts, rank, world), lambda: start
+    )
 
 
 def test_incomplete_batches_are_completed_from_the_next_permutation() -> None:
@@ -50,7 +52,7 @@ def test_order_is_a_function_of_the_step() -> None:
 
 def test_ranks_draw_their_rows_of_the_whole_draw() -> None:
     def draw(rank: int, world: int) -> torch.Tensor:
-        rows = RankDraws(generator(0, Stream.AUGMENT, 5), Share(3, rank, world))
+        rows = ShardedDraw(generator(0, Stream.AUGMENT, 5), Shard(3, rank, world))
         return rows(lambda count, generator: torch.rand(count, 2, generator=generator), 12 // world).view(3, -1, 2)
 
     assert torch.equal(torch.cat([draw(0, 2), draw(1, 2)], dim=1), draw(0, 1))
@@ -136,7 +138,7 @@ def test_files_that_hold_something_else_are_refused(fake_mnist: Path, monkeypatc
         with pytest.raises(UserError, match=r"do not hold images \(N, h, w\) and their labels"):
             loaded(MNIST(str(fake_mnist), **OPTIONS))
         (fake_mnist / name).write_bytes(whole)
-    monkeypatch.setattr(mnist, "LARGEST", 1000)
+    monkeypatch.setattr(mnist, "MAX_FILE_BYTES", 1000)
     (fake_mnist / FILES[0]).unlink()
     (fake_mnist / f"{FILES[0]}.gz").write_bytes(gzip.compress(bytes(2000)))
     with pytest.raises(UserError, match=r"gz is damaged \(larger than 0 MiB\)"):
@@ -168,7 +170,7 @@ def test_message_when_nothing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     for dataset in (MNIST, FashionMNIST):
         monkeypatch.setattr(dataset, "sources", (broken,))
-        monkeypatch.setattr(dataset, "installed", None)
+        monkeypatch.setattr(dataset, "system_folder", None)
         with pytest.raises(UserError) as error:
             dataset(str(tmp_path), **OPTIONS).prepare_data()
         assert all(f"  {n}. " in str(error.value) for n in (1, 2, 3))
@@ -180,10 +182,11 @@ def test_pickle_admits_arrays_only() -> None:
         def __reduce__(self) -> tuple:
             return print, ("ran",)
 
-    with pytest.raises(pickle.UnpicklingError, match="not admitted"):
+    with pytest.raises(pickle.UnpicklingError, match="not allowed"):
         _ArraysOnly(io.BytesIO(pickle.dumps(Evil()))).load()
 
 
+@pytest.mark.slow  # a mirror that is seldom needed
 def test_wheel_gives_the_very_files(test_data: Any) -> None:
     raw = test_data("mnist/MNIST/raw")
     images = [np.frombuffer(gzip.decompress((raw / f"{n}.gz").read_bytes()), np.uint8) for n in FILES]

@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 import zipfile
@@ -16,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import png_header, run, save_picture
+from conftest import png_header, run, save_picture, start
 from omegaconf import OmegaConf
 from PIL import Image
 
 from ganforge.data import packing, sources
 from ganforge.data.classes import class_folders, save_classes
-from ganforge.data.conditions import of_classes
-from ganforge.data.images import ImageFolder, upright
+from ganforge.data.conditions import class_labels
+from ganforge.data.images import ImageFolder, to_8bit
 from ganforge.data.sources import open_source
 from ganforge.runtime.errors import UserError
 
@@ -85,7 +82,7 @@ OUTSIDE = ["../../out.png", "a/../../out.png", "/out.png", "..\\out.png", "a\\ou
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_zip_that_may_lead_outside_is_refused(tmp_path: Path, name: str) -> None:
     archive = zipped(tmp_path / "inner" / "hostile.zip", {"good.png": b"", name: b""})
-    with pytest.raises(UserError, match=r"^input=.*hostile\.zip holds .*out\.png, which is no path below a folder"):
+    with pytest.raises(UserError, match=r"^input=.*hostile\.zip holds .*out\.png, which is not a path inside a folder"):
         open_source(archive, "input")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["hostile.zip", "inner"]
 
@@ -99,11 +96,11 @@ def zipped(path: Path, contents: dict[str, bytes], kind: int = zipfile.ZIP_DEFLA
 
 
 def test_no_more_is_read_of_a_zip_than_an_image_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "ENTRY_LIMIT", 2**20)
+    monkeypatch.setattr(sources, "MAX_ENTRY_BYTES", 2**20)
     swollen = zipped(tmp_path / "swollen.zip", {"a.png": bytes(2**20 + 1), "b.png": bytes(2**20), "c.png": b""})
     source = open_source(swollen)
     assert len(source.open("b.png").read()) == 2**20
-    for name, message in (("a.png", "is larger than 1 MiB, which no image"), ("c.png", "is empty")):
+    for name, message in (("a.png", "is larger than 1 MiB, the limit"), ("c.png", "is empty")):
         with pytest.raises(ValueError, match=message):
             source.open(name)
     lying = swollen.read_bytes().replace((2**20 + 1).to_bytes(4, "little"), (100).to_bytes(4, "little"))
@@ -115,7 +112,7 @@ def test_no_more_is_read_of_a_zip_than_an_image_has(tmp_path: Path, monkeypatch:
     assert tracemalloc.get_traced_memory()[1] < 2**19
     tracemalloc.stop()
     others = zipped(tmp_path / "others.zip", {"a.png": bytes(10)}, zipfile.ZIP_BZIP2)
-    with pytest.raises(ValueError, match="another way than deflate"):
+    with pytest.raises(ValueError, match="not compressed with deflate"):
         open_source(others).open("a.png")
 
 
@@ -138,14 +135,14 @@ def test_labels_are_the_folders(pictures: Path) -> None:
     assert counted.conditions(["c", "a"]).tolist() == counted.conditions([2, 0]).tolist() == [2, 0]
     with pytest.raises(UserError, match=r"^labels: must be a, b, c, or numbers from 0 to 2, not d$"):
         counted.conditions(["d"])
-    with pytest.raises(UserError, match=r"data\.num_classes=4: there are 3 classes, a, b, c, .*leave it out"):
+    with pytest.raises(UserError, match=r"data\.num_classes=4: there are 3 classes, a, b, c: leave it out"):
         loaded(pictures, condition="labels", num_classes=4)
     (pictures / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty in .* holds no images"):
+    with pytest.raises(UserError, match=r"empty in .* has no images"):
         loaded(pictures, condition="labels")
     (pictures / "empty").rmdir()
     save_picture(pictures / "lonely.png", 1)
-    with pytest.raises(UserError, match=r"lonely\.png lies in no sub-folder"):
+    with pytest.raises(UserError, match=r"lonely\.png is in no sub-folder"):
         loaded(pictures, condition="labels", num_classes=3)
 
 
@@ -192,9 +189,9 @@ def test_a_run_keeps_its_classes(pictures: Path, tmp_path: Path) -> None:
 
 def test_numbers_are_names_where_names_are_numbers() -> None:
     names = ["1", "10", "2"]
-    assert of_classes([10, "2"], 3, names).tolist() == [1, 2]
+    assert class_labels([10, "2"], 3, names).tolist() == [1, 2]
     with pytest.raises(UserError, match=r"^labels: must be 1, 10, 2, not 0$"):
-        of_classes([0], 3, names)
+        class_labels([0], 3, names)
 
 
 ODD_ONES = {
@@ -230,13 +227,13 @@ def test_odd_files(pictures: Path, kind: str) -> None:
 def test_an_image_is_packed_as_one_sees_it() -> None:
     turned = Image.new("RGB", (4, 2))
     turned.getexif()[0x0112] = 6  # a camera held upright
-    assert upright(turned, 3).size == (2, 4)
+    assert to_8bit(turned, 3).size == (2, 4)
     ramp = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
-    assert np.asarray(upright(ramp, 1)).tolist() == [[0, 100, 255]]
+    assert np.asarray(to_8bit(ramp, 1)).tolist() == [[0, 100, 255]]
     clear = Image.fromarray(np.array([[[10, 20, 30, 0], [10, 20, 30, 255]]], dtype=np.uint8))
-    assert np.asarray(upright(clear, 3)).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+    assert np.asarray(to_8bit(clear, 3)).tolist() == [[[255, 255, 255], [10, 20, 30]]]
     ink = Image.new("CMYK", (1, 1), (255, 0, 0, 0))
-    assert np.asarray(upright(ink, 3)).tolist() == [[[0, 255, 255]]]
+    assert np.asarray(to_8bit(ink, 3)).tolist() == [[[0, 255, 255]]]
 
 
 def test_links_that_fan_out_are_no_hang(tmp_path: Path) -> None:
@@ -269,7 +266,7 @@ def damage(folder: Path) -> list[str]:
     (folder / "c" / "nothing.png").write_bytes(png_header(0, 0))
     Image.new("L", (30, 30)).save(folder / "c" / "postscript.png", format="EPS")
     bad = ["truncated.jpg", "nonsense.jpg", "empty.png", "flipped.png", "float.tif", "bomb.png", "nothing.png"]
-    return [*bad, "postscript.png: no image"]
+    return [*bad, "postscript.png: is not an image"]
 
 
 def test_all_bad_files_are_named_or_left_out(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -367,12 +364,12 @@ PACKING = """
 import logging, sys, time
 from ganforge.data import images, packing
 logging.basicConfig(level=logging.INFO)
-packing.GROUP = 4 * 768
-whole = images.resized
+packing.FLUSH_BYTES = 4 * 768
+whole = images.crop_and_resize
 def slow(*arguments):
     time.sleep(float(sys.argv[2]))
     return whole(*arguments)
-images.resized = slow
+images.crop_and_resize = slow
 data = images.ImageFolder(root=sys.argv[1], image_size=16, shape=(3, 16, 16), batch_size=4)
 data.setup()
 """
@@ -382,23 +379,22 @@ def test_a_killed_packing_goes_on(pictures: Path, tmp_path: Path) -> None:
     expected = loaded(pictures, cache_dir=str(tmp_path / "other")).real
     script = tmp_path / "packing_script.py"
     script.write_text(PACKING)
-    process = subprocess.Popen([sys.executable, str(script), str(pictures), "0.3"], stderr=subprocess.DEVNULL)
+    command = start(str(script), str(pictures), "0.3", cwd=tmp_path)
     cache = tmp_path / "pictures.packed"
     deadline = time.monotonic() + 60
     while not list(cache.glob("*.json.part")):
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert command.is_running()
         time.sleep(0.01)
     time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command.kill()
     assert not list(cache.glob("*.uint8"))
     (part,) = cache.glob("*.uint8.part")
     with part.open("ab") as file:
         file.write(b"what was not flushed")
     again = run(str(script), str(pictures), "0", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "goes on after" in again.stderr
+    assert "Packing resumes after" in again.stderr
     assert torch.equal(loaded(pictures).real, expected)  # type: ignore[arg-type]
     assert not list(cache.glob("*.part"))
 
@@ -417,10 +413,10 @@ def test_processes_that_start_together_pack_once(pictures: Path, tmp_path: Path)
 MEMORY = """
 import json, sys, torch
 from pathlib import Path
-from ganforge.data.base import Steps
+from ganforge.data.base import StepLoader
 from ganforge.data.packing import pack
 from ganforge.data.images import ImageFolder
-from ganforge.randomness import Share
+from ganforge.randomness import Shard
 
 folder, count, shape = Path(sys.argv[1]), 200_000, (3, 64, 64)
 size = count * 3 * 64 * 64
@@ -429,7 +425,7 @@ with (folder / "large.uint8").open("wb") as file:
 (folder / "large.json").write_text(json.dumps({"bytes": size, "shapes": [], "bad": {}}))
 data = ImageFolder(root=".", image_size=64, shape=shape, batch_size=128)
 data.real = pack(range(count), None, folder, "large", shape).bytes.view(-1, *shape)
-steps = Steps(data.take, count, 128, 0, Share(), lambda: 0)
+steps = StepLoader(data.take, count, 128, 0, Shard(), lambda: 0)
 assert sum(batch.real.sum().item() for batch in steps) == 0
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
 """

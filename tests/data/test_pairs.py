@@ -15,7 +15,9 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from ganforge.data.base import Batch, to_uint8, to_unit_range
-from ganforge.data.pairs import Pairs, PhotoSet, partner_positions, turned
+from ganforge.data.counterparts import match_names
+from ganforge.data.pairs import Pairs, flip_and_rotate
+from ganforge.data.ragged import RaggedImages
 from ganforge.degradations import Bicubic, BlurBicubic, Degradation, GaussianNoise, Grayscale
 from ganforge.experiment.build import build
 from ganforge.runtime.errors import UserError
@@ -72,7 +74,7 @@ def test_crops_are_what_slicing_gives() -> None:
     images = [
         torch.randint(256, (h, w, 3), generator=generator, dtype=torch.uint8) for h, w in ((9, 7), (5, 8), (6, 6))
     ]
-    photographs = PhotoSet(torch.cat([image.flatten() for image in images]), [tuple(i.shape) for i in images])
+    photographs = RaggedImages(torch.cat([image.flatten() for image in images]), [tuple(i.shape) for i in images])
     rows, corners = torch.tensor([2, 0, 1, 1]), torch.tensor([[1, 1], [4, 2], [0, 3], [0, 0]])
     crops = photographs.crops(rows, corners, 5)
     for crop, row, (y, x) in zip(crops, rows, corners, strict=True):
@@ -127,7 +129,7 @@ def test_crops_reach_every_border(tmp_path: Path) -> None:
 def test_eight_positions() -> None:
     square = torch.arange(9.0).view(1, 1, 3, 3)
     positions = torch.cartesian_prod(*[torch.tensor([False, True])] * 3)
-    results = turned(square.expand(8, 1, 3, 3), positions)
+    results = flip_and_rotate(square.expand(8, 1, 3, 3), positions)
     assert len({tuple(result.flatten().tolist()) for result in results}) == 8
     quarter = torch.rot90(square[0], 1, (-2, -1))
     assert any(torch.equal(result, quarter) for result in results)
@@ -150,14 +152,14 @@ def test_whole_images_for_validation(pictures: Path, tmp_path: Path) -> None:
         assert torch.equal(first.condition, second.condition)  # type: ignore[arg-type]
     (images,) = pairs(pictures, Bicubic(4), test=["Set1"]).whole_images("test")
     assert images[0][1].shape == (1, 3, 44, 32), "cut to multiples of the scale"
-    with pytest.raises(UserError, match="Set3 is no path"):
+    with pytest.raises(UserError, match="Set3 is neither a path"):
         pairs(pictures, Bicubic(4), test=["Set3"]).whole_images("test")
 
 
 def test_validations_need_whole_images_and_a_model_for_them(pictures: Path, tmp_path: Path) -> None:
     options = ["data=pairs", f"data.root={pictures}", "data.image_size=28", "evaluate_every=1"]
     assert build(composed(*options), tmp_path).trainer.limit_val_batches == 0
-    with pytest.raises(UserError, match=r"does not make images of images"):
+    with pytest.raises(UserError, match=r"does not make images from images"):
         build(composed(*options, "data.valid=[a]"), tmp_path)
 
 
@@ -174,7 +176,7 @@ def test_ready_pairs(tmp_path: Path) -> None:
         reduced = torch.nn.functional.avg_pool2d(batch.real, 2)
         assert (reduced - batch.condition).abs().max() < 2 / 127.5
     (tmp_path / "low" / "0003x2.png").unlink()
-    with pytest.raises(UserError, match=r"no partner for 1 images .* such as 0003\.png"):
+    with pytest.raises(UserError, match=r"no counterpart for 1 images .* such as 0003\.png"):
         pairs(tmp_path / "high", low_root=str(tmp_path / "low")).setup()
     rest = pairs(tmp_path / "high", low_root=str(tmp_path / "low"), on_error="skip", batch_size=7)
     rest.setup()
@@ -192,19 +194,19 @@ def test_nothing_left_for_training(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no images besides those of data\.valid"):
         pairs(pictures, Bicubic(2), valid=["a", "b", "c"]).setup()
     save_picture(tmp_path / "low" / "other.png", 0)
-    with pytest.raises(UserError, match="no partner for 24 images"):
+    with pytest.raises(UserError, match="no counterpart for 24 images"):
         pairs(pictures, low_root=str(tmp_path / "low"), on_error="skip").setup()
 
 
 def test_partners_are_told_by_their_names() -> None:
     boxes = [f"box{i}.png" for i in range(3)]
-    assert partner_positions(boxes, boxes[::-1]) == [2, 1, 0]
-    assert partner_positions(["0001.png", "0002.png"], ["0002x4.png", "0001x4.png"]) == [1, 0]
-    assert partner_positions(["a.png", "b.png"], ["b.png"]) == [None, 0]
-    with pytest.raises(UserError, match="several images are called a"):
-        partner_positions(["a.png", "a.jpg"], ["a.png"])
-    with pytest.raises(UserError, match="several images are called bo"):
-        partner_positions(["1.png"], ["box1.png", "box2.png"])
+    assert match_names(boxes, boxes[::-1]) == [2, 1, 0]
+    assert match_names(["0001.png", "0002.png"], ["0002x4.png", "0001x4.png"]) == [1, 0]
+    assert match_names(["a.png", "b.png"], ["b.png"]) == [None, 0]
+    with pytest.raises(UserError, match="2 images are called a"):
+        match_names(["a.png", "a.jpg"], ["a.png"])
+    with pytest.raises(UserError, match="2 images are called bo"):
+        match_names(["1.png"], ["box1.png", "box2.png"])
 
 
 def test_photographs_are_decoded_once_for_crops_of_any_size(pictures: Path) -> None:

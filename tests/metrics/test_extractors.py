@@ -15,7 +15,15 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from ganforge.data.mnist import MNIST
 from ganforge.data.points import Quadratic
 from ganforge.metrics.digits import DigitClassifier, accuracy
-from ganforge.metrics.extractors import Digits, EfficientNetLite0, File, Inception, StackedDigits, frozen, suitable
+from ganforge.metrics.extractors import (
+    Digits,
+    EfficientNetLite0,
+    File,
+    Inception,
+    StackedDigits,
+    default_extractor,
+    freeze,
+)
 from ganforge.metrics.features import FrechetDistance, InceptionScore, KernelDistance
 from ganforge.metrics.statistics import Features, Statistics
 from ganforge.runtime.errors import UserError
@@ -47,7 +55,7 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_inception_is_that_of_torch_fidelity(inception_weights: Path) -> None:
     theirs = FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"], str(inception_weights))
-    ours = frozen(Inception(str(inception_weights)))
+    ours = freeze(Inception(str(inception_weights)))
     batch = images(6, 40)
     for found, expected in zip(ours(batch), theirs(batch), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -59,7 +67,7 @@ def test_weights_that_are_none_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"extractor\.weights=nowhere: there is no such file"):
         Inception("nowhere")
     (tmp_path / "other.pth").write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"other\.pth does not hold Inception's weights"):
+    with pytest.raises(UserError, match=r"other\.pth does not hold torch-fidelity's weights of Inception"):
         Inception(str(tmp_path / "other.pth"))
 
 
@@ -85,16 +93,16 @@ def test_without_inceptions_weights_training_goes_on(
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(UserError, match=r"no network.*extractor\.weights=<file>.*extractor=efficientnet_lite0"):
         Inception()
-    assert suitable([3, 64, 64]) is None
+    assert default_extractor([3, 64, 64]) is None
     assert "Metrics on features are left out" in caplog.text
-    assert isinstance(suitable([1, 28, 28]), Digits)
+    assert isinstance(default_extractor([1, 28, 28]), Digits)
     assert not list(tmp_path.rglob("*.pth*"))
 
 
 def test_digits_are_told_apart(test_data: Callable[[str], Path]) -> None:
     data = MNIST(str(test_data("mnist")), batch_size=1, shape=[1, 28, 28], num_classes=10)
     real, labels = data.load("test")
-    extractor = frozen(Digits())
+    extractor = freeze(Digits())
     assert isinstance(extractor.network, DigitClassifier)
     assert accuracy(extractor.network, real, labels) > 0.99
     found = extractor(real[:500])
@@ -102,23 +110,23 @@ def test_digits_are_told_apart(test_data: Callable[[str], Path]) -> None:
     assert found.features.std() == pytest.approx(1, abs=0.1)
     as_colours = extractor(real[:500].expand(-1, 3, -1, -1))
     torch.testing.assert_close(as_colours.features, found.features)
-    stacked = frozen(StackedDigits())(real[:30].view(10, 3, 28, 28))
+    stacked = freeze(StackedDigits())(real[:30].view(10, 3, 28, 28))
     assert stacked.logits is not None
     torch.testing.assert_close(stacked.features, found.features[:30].reshape(10, 192), rtol=1e-4, atol=1e-4)
     assert (stacked.logits.view(30, 10).argmax(1) == labels[:30]).float().mean() > 0.95
 
 
 def test_images_of_several_sizes_keep_their_order() -> None:
-    extractor = frozen(Digits())
+    extractor = freeze(Digits())
     batch = [images(1, size, 1)[0] for size in (28, 40, 28, 33, 40)]
-    found = extractor.features_of(batch, torch.device("cpu")).features
+    found = extractor.extract(batch, torch.device("cpu")).features
     for image, features in zip(batch, found, strict=True):
         torch.testing.assert_close(extractor(image[None]).features[0], features, rtol=1e-4, atol=1e-4)
 
 
 def test_efficientnet_is_told_what_it_sees(test_data: Callable[[str], Path]) -> None:
     """The weights of the package are those of timm's tf_efficientnet_lite0, in the same order."""
-    extractor = frozen(EfficientNetLite0())
+    extractor = freeze(EfficientNetLite0())
     other = torch.load(test_data("weights/efficientnet_lite0_timm.pth"), weights_only=True)
     ours = extractor.network.state_dict()
     assert all(torch.equal(a, b) for a, b in zip(ours.values(), other.values(), strict=True))
@@ -152,7 +160,7 @@ def lenet(test_data: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def test_reference_values_of_mnist(lenet: Path, test_data: Callable[[str], Path]) -> None:
-    extractor = frozen(File(str(lenet)))
+    extractor = freeze(File(str(lenet)))
     assert extractor.name == "lenet"
     data = MNIST(str(test_data("mnist")), batch_size=1, shape=[1, 28, 28], num_classes=10)
     train, test = data.load("train")[0][:10_000], data.load("test")[0]
@@ -179,7 +187,7 @@ def test_reference_values_of_mnist(lenet: Path, test_data: Callable[[str], Path]
 
 
 def test_fid_kid_and_is_agree_with_torch_fidelity_on_features(lenet: Path, test_data: Callable[[str], Path]) -> None:
-    extractor = frozen(File(str(lenet)))
+    extractor = freeze(File(str(lenet)))
     data = MNIST(str(test_data("mnist")), batch_size=1, shape=[1, 28, 28], num_classes=10)
     fake, real = (extractor(data.load(split)[0][:5000]) for split in ("test", "train"))
     ours, theirs = {}, {}
@@ -201,8 +209,8 @@ def test_files_that_are_no_networks_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither TorchScript nor torch\.export"):
         File(str(tmp_path / "text.pt"))
     torch.jit.trace(nn.Identity(), torch.zeros(2, 1, 4, 4, dtype=torch.uint8)).save(tmp_path / "same.pt")
-    with pytest.raises(UserError, match=r"must make features \(N, D\).*of uint8 images \(2, 3, 4, 4\)"):
-        frozen(File(str(tmp_path / "same.pt")))(images(2, 4))
+    with pytest.raises(UserError, match=r"must turn uint8 images \(2, 3, 4, 4\) into features \(N, D\)"):
+        freeze(File(str(tmp_path / "same.pt")))(images(2, 4))
 
 
 def test_an_exported_network(tmp_path: Path) -> None:
@@ -213,6 +221,6 @@ def test_an_exported_network(tmp_path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.export.export(Mean().eval(), (images(8),), dynamic_shapes={"samples": {0: batch}})
     torch.export.save(program, tmp_path / "mean.pt2")
-    extractor = frozen(File(str(tmp_path / "mean.pt2"), name="colours"))
+    extractor = freeze(File(str(tmp_path / "mean.pt2"), name="colours"))
     torch.testing.assert_close(extractor(images(5)).features, images(5).float().mean((2, 3)))
     assert extractor.digest == File(str(tmp_path / "mean.pt2"), name="other").digest

@@ -22,7 +22,7 @@ from ganforge.metrics.features import (
     Neighbourhoods,
     StackedModes,
     frechet_distance,
-    spread,
+    subsample,
 )
 from ganforge.metrics.points import Modes, SlicedWasserstein, wasserstein
 from ganforge.metrics.statistics import Statistics
@@ -208,5 +208,5 @@ def test_the_sliced_wasserstein_distance_of_a_shift() -> None:
 
 
 def test_rows_are_spread_evenly() -> None:
-    assert spread(torch.arange(10), 4).tolist() == [0, 3, 6, 9]
-    assert spread(torch.arange(3), 4).tolist() == [0, 1, 2]
+    assert subsample(torch.arange(10), 4).tolist() == [0, 3, 6, 9]
+    assert subsample(torch.arange(3), 4).tolist() == [0, 1, 2]

@@ -372,6 +372,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 TRACES = {
     "gan": ["model=gan", *TINY_MLP],
     "dcgan": ["model=dcgan", *TINY_DCGAN],
+    "dcgan_r1_r2": ["model=dcgan", "regularizer=[r1,r2]", *TINY_DCGAN],
     "dcgan_5x5": ["model=dcgan_5x5", *TINY_DCGAN],
     "wgan_gp": [
         "model=gan",

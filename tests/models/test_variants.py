@@ -18,19 +18,21 @@ from PIL import Image
 from torch import nn
 from torchvision.models.vgg import make_layers
 
-from ganforge.commands.sample import sample, translate
+from ganforge.commands.sample import sample
+from ganforge.commands.translate import translate
 from ganforge.content import VGG16, Pixels
 from ganforge.data.base import Batch
-from ganforge.experiment.build import build, load_data, start_from
-from ganforge.experiment.validate import check_scale
+from ganforge.experiment.build import build, start_from
+from ganforge.experiment.compatibility import check_scale
+from ganforge.experiment.load import load_data
 from ganforge.latents import Levels, Normal, Uniform
-from ganforge.metrics.extractors import Digits, frozen
+from ganforge.metrics.extractors import Digits, freeze
 from ganforge.metrics.features import ClassAccuracy, frechet_distance
-from ganforge.metrics.levels import Coarse
+from ganforge.metrics.levels import Downsampled
 from ganforge.metrics.statistics import Statistics
 from ganforge.models.tiling import in_tiles
 from ganforge.networks import lapgan, srresnet, unet
-from ganforge.networks.lapgan import gaussian_pyramid, levels_of, resized
+from ganforge.networks.lapgan import gaussian_pyramid, level_sizes, resized
 from ganforge.regularizers import score
 from ganforge.runs.record import read_record
 from ganforge.runtime.errors import UserError
@@ -78,15 +80,18 @@ def test_labels_of_data(fake_celeba: Path, fake_mnist: Path, tmp_path: Path) -> 
     faces = build(composed("model=cgan", "data=celeba", *options, "extractor=digits"), tmp_path).data
     assert faces.conditions(["Smiling", "Male+Smiling", "none"]).tolist() == [[1, 0], [1, 1], [0, 0]]
     assert faces.conditions().tolist() == [[0, 0], [1, 0], [0, 1]]
-    with pytest.raises(UserError, match=r"this run knows Smiling, Male.*not Happy"):
+    with pytest.raises(UserError, match=r"labels: must be Smiling, Male.*not Happy"):
         faces.conditions(["Happy"])
     alone = [options[0], "data.attributes=Smiling", options[2], "extractor=digits"]
     assert build(composed("model=cgan", "data=celeba", *alone), tmp_path).data.conditions().tolist() == [[0], [1]]
     with pytest.raises(Exception, match=r"data\.condition=attribute: must be none, labels"):
         build(composed("model=cgan", "data=celeba", *options, "data.condition=attribute"), tmp_path)
     for wrong, message in (
-        (["data=celeba", "data.condition=identity"], r"identity: say of how many, .* data\.num_classes=10177"),
-        (["data=folder", "data.condition=labels"], r"data\.root has to be given"),
+        (
+            ["data=celeba", "data.condition=identity"],
+            r"identity: needs the number of identities, data\.num_classes=10177",
+        ),
+        (["data=folder", "data.condition=labels"], r"data\.root is missing"),
         (["data=folder", "data.condition=labels", "data.root=nowhere"], r"data\.root=nowhere: there is no such"),
         (["data=folder", "data.num_classes=3", "data.root=nowhere"], "which these data do not have"),
         (["data=pairs", f"data.root={fake_celeba}"], "which these data do not have"),
@@ -157,13 +162,13 @@ def test_the_pyramid_is_linear_and_invertible(sizes: tuple[int, ...]) -> None:
 
 
 def test_levels() -> None:
-    assert levels_of(28) == [7, 14, 28]
-    assert levels_of(64) == [8, 16, 32, 64]
-    assert levels_of(28, [8, 14, 28]) == [8, 14, 28]
+    assert level_sizes(28) == [7, 14, 28]
+    assert level_sizes(64) == [8, 16, 32, 64]
+    assert level_sizes(28, [8, 14, 28]) == [8, 14, 28]
     wrong: Any
     for wrong in ([14, 7, 28], [7, 14], [28], [1, 28], 28, [7.0, 28], ["seven", 28]):
-        with pytest.raises(ValueError, match=r"levels=.* rise to"):
-            levels_of(28, wrong)
+        with pytest.raises(ValueError, match=r"levels=.* ascending"):
+            level_sizes(28, wrong)
 
 
 @pytest.mark.parametrize("size", [28, 32, 48, 64, 96])
@@ -176,7 +181,7 @@ def test_lapgan_shapes(size: int, condition_size: int | None) -> None:
     steps = generator.steps(latents, label)
     assert [tuple(images.shape) for images in steps] == [(2, 3, side, side) for side in generator.sizes]
     for level, images in zip(discriminator.levels, steps, strict=True):
-        assert level(images, lapgan.Coarse(None, label)).shape == (2,)
+        assert level(images, lapgan.LevelCondition(None, label)).shape == (2,)
 
 
 def state_of(model: Any, size: int) -> dict[str, torch.Tensor]:
@@ -208,13 +213,13 @@ def test_a_level_is_trained_again_alone(tmp_path: Path, fake_mnist: Path) -> Non
     start_from(second, str(tmp_path / "first"))
     average = first.average.module.state_dict()  # type: ignore[union-attr]
     start = second.generator.state_dict()
-    frozen = {name: value for name, value in average.items() if not name.startswith("levels.2.")}
-    assert equal(frozen, {name: start[name] for name in frozen})
+    freeze = {name: value for name, value in average.items() if not name.startswith("levels.2.")}
+    assert equal(freeze, {name: start[name] for name in freeze})
     second = fitted(tmp_path / "third", *options, "model.train_levels=[28]").model
     second.start_from(first.state_dict())
     second.average.update_parameters(second.generator)  # type: ignore[union-attr]
     after = second.average.module.state_dict()  # type: ignore[union-attr]
-    assert equal(frozen, {name: after[name] for name in frozen}), "what is not trained is sampled as before"
+    assert equal(freeze, {name: after[name] for name in freeze}), "what is not trained is sampled as before"
 
 
 def test_levels_see_real_coarse_images(tmp_path: Path, fake_mnist: Path) -> None:
@@ -234,7 +239,7 @@ def test_the_distance_of_a_level_does_not_see_finer_detail() -> None:
     real = torch.nn.functional.interpolate(real, (28, 28), mode="bilinear")
     detail = 50 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(14, 14)
     shifted = real.flip(0).roll(8, dims=-1)
-    extractor = frozen(Coarse(Digits(), 7))
+    extractor = freeze(Downsampled(Digits(), 7))
     sets = [extractor(images.byte()).features.double() for images in (real, real + detail, shifted)]
     (right, *moments) = [(features.mean(0), torch.cov(features.T)) for features in sets]
     finer, other = (frechet_distance(*right, *fake) for fake in moments)
@@ -397,7 +402,7 @@ def test_weights_of_other_runs(tmp_path: Path, fake_mnist: Path) -> None:
     assert equal(bare.generator.state_dict(), averaged.sampling_generator.state_dict())
     with pytest.raises(UserError, match=r"model\.init_from=.*/first: the networks of that run are others"):
         build(composed(*tiny("cgan"), f"data.root={fake_mnist}", start), tmp_path)
-    with pytest.raises(UserError, match=r"model\.init_from=.*: .* is no run folder"):
+    with pytest.raises(UserError, match=r"model\.init_from=.*: .* is not a run folder"):
         build(composed(*options, f"model.init_from={tmp_path}"), tmp_path)
 
 
@@ -420,7 +425,7 @@ def test_the_first_stage_leaves_the_discriminator_alone(tmp_path: Path, pictures
     before = build(composed(*options), tmp_path / "x").model.discriminator.state_dict()
     model = fitted(tmp_path, *options, "model.stage=pretrain", "model.discriminator_steps=2").model
     assert equal(before, model.discriminator.state_dict())
-    assert model.trainer.datamodule.share.parts == 1, "no rows for updates that are not made"
+    assert model.trainer.datamodule.shard.parts == 1, "no rows for updates that are not made"
     assert set(model.step_log.terms) == {"loss_g/pixels", "loss_g/total"}
 
 
@@ -431,8 +436,8 @@ def test_mistakes_with_pairs_are_found_before_training(tmp_path: Path, pictures:
     with pytest.raises(UserError, match="standing_statistics"):
         build(composed(*options, f"data.valid=[{pictures}]", "callbacks.evaluation.standing_statistics=true"), tmp_path)
     for wrong, message in (
-        ("model.generator.scale=2", "scale=2.* are 4 times as large as their partners: set it to that"),
-        ("degradation=noise", "scale=4.* 1 times as large as their partners: use model=pix2pix"),
+        ("model.generator.scale=2", "scale=2.* are 4 times as large as their counterparts. Set it to that"),
+        ("degradation=noise", "scale=4.* 1 times as large as their counterparts. Use model=pix2pix"),
     ):
         experiment = build(composed(*options, wrong), tmp_path)
         with pytest.raises(UserError, match=rf"model\.generator\.{message}"):
@@ -483,7 +488,7 @@ def test_samples_of_labels(
     names = sorted(path.name for path in drawn("labels=[3,1]", "num_samples=4", "separate=true").iterdir())
     assert names == ["000000-3.png", "000001-3.png", "000002-1.png", "000003-1.png"]
     for wrong, message in (
-        (["labels=[3,1]", "separate=true"], "is there already"),
+        (["labels=[3,1]", "separate=true"], "already exists"),
         (["labels=Smiling"], "not Smiling"),
         (["num_samples=abc"], "num_samples=abc: must be a whole number from 1"),
         (["seed=abc"], "seed=abc: must be a whole number from 0"),
@@ -491,7 +496,7 @@ def test_samples_of_labels(
         (["labels=1.5"], "labels: must be numbers from 0 to 9, not 1.5"),
         (["separate=npz"], "separate=npz: must be true or false"),
         (["format=jpg"], "format=jpg: must be png or npz"),
-        (["format=npz"], "format=npz: is of separate=true"),
+        (["format=npz"], "format=npz: needs separate=true"),
         (["output=x.png"], "output=x.png: must be a folder"),
     ):
         with pytest.raises(UserError) as error:
@@ -533,7 +538,7 @@ def test_images_made_of_images(tmp_path: Path, pictures: Path, capsys: pytest.Ca
 
     capsys.readouterr()
     assert drawn(f"input={source}/colours.png", f"output={tmp_path}/one") == [f"{tmp_path}/one/colours.png"]
-    with pytest.raises(UserError, match="would be written over"):
+    with pytest.raises(UserError, match="would overwrite an input"):
         drawn(f"input={source}/colours.png", f"output={source}")
     save_picture(source / "colours.jpg", 0)
     with pytest.raises(UserError, match="would both become"):
@@ -545,7 +550,7 @@ def test_images_made_of_images(tmp_path: Path, pictures: Path, capsys: pytest.Ca
         drawn(f"input={source}/x.png")
     (source / "colours.png").write_text("no image")
     (source / "colours.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 4 cannot be read:\n  colours.png: no image$"):
+    with pytest.raises(UserError, match=r"1 of 4 cannot be read:\n  colours.png: is not an image$"):
         drawn(f"input={source}", f"output={tmp_path}/three")
     assert len(capsys.readouterr().out.splitlines()) == 3, "the others are made"
 
@@ -625,7 +630,7 @@ def test_samples_are_named_by_classes(tmp_path: Path, pictures: Path, capsys: py
         drawn(["voices"])
     assert "\x1b" not in str(error.value)
     record(names[:2])
-    with pytest.raises(UserError, match="trained with 3 labels, but its record describes others"):
+    with pytest.raises(UserError, match="trained with 3 labels, but its record describes 2"):
         drawn([0])
 
 

@@ -11,7 +11,7 @@ from ganforge.networks import dcgan, mlp
 @pytest.mark.parametrize("kernel_size", [4, 5])
 @pytest.mark.parametrize("extra", [0, 1])
 def test_dcgan_shapes(size: int, kernel_size: int, extra: int) -> None:
-    layers = dcgan.coarsest(size)[1] + extra
+    layers = dcgan.base_resolution(size)[1] + extra
     generator = dcgan.Generator(3, size, 3, width=2, layers=layers, kernel_size=kernel_size)
     discriminator = dcgan.Discriminator(size, 3, width=2, layers=layers, kernel_size=kernel_size)
     fake = generator(torch.randn(2, 3))

@@ -41,15 +41,15 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (1, int, ""),
         (1, NUMBER, ""),
         (None, (*NUMBER, None), ""),
-        (True, int, "it is a truth value, not a whole number"),
-        ("1", NUMBER, "it is a text, not a number"),
-        ([1, "2"], [int], "[1] is a text, not a whole number"),
+        (True, int, "it is a boolean, not a whole number"),
+        ("1", NUMBER, "it is a string, not a number"),
+        ([1, "2"], [int], "[1] is a string, not a whole number"),
         ({"a": {}}, {"a": {"b": int}}, "a.b is missing"),
         ({"a": {}}, {"a": {"b?": int}}, ""),
         ({"a": {}, "more": 1}, {"a": dict}, ""),
-        ({"x": 1, "y": None}, {ANY: int}, "y is empty, not a whole number"),
-        ({1: 1}, {ANY: int}, "1 is no key of it"),
-        ({"\x1b[31m": "x"}, {ANY: int}, r"'\x1b[31m' is a text, not a whole number"),
+        ({"x": 1, "y": None}, {ANY: int}, "y is null, not a whole number"),
+        ({1: 1}, {ANY: int}, "1 is not a valid key"),
+        ({"\x1b[31m": "x"}, {ANY: int}, r"'\x1b[31m' is a string, not a whole number"),
         ("2.6.1.post0", VERSION, ""),
         ("2.6\x1b[0m", VERSION, r"it is '2.6\x1b[0m'"),
     ],
@@ -108,7 +108,7 @@ def test_checkpoints_that_lack_something_are_refused(good: dict[str, Any], tmp_p
 )
 def test_texts_in_checkpoints_are_found(good: dict[str, Any], place: str) -> None:
     assert not fault(good, CHECKPOINT)
-    assert "a text, not" in fault(changed(good, place, "text"), CHECKPOINT)
+    assert "a string, not" in fault(changed(good, place, "text"), CHECKPOINT)
 
 
 def script(path: Path) -> None:
@@ -151,13 +151,13 @@ def test_no_optimizer_begins_anew_unnoticed(good: dict[str, Any], tmp_path: Path
 DAMAGED = {
     "[1]": "it is a list, not a table",
     '{"fid": 3}': "fid is a whole number, not a table",
-    '{"fid": "good"}': "fid is a text, not a table",
+    '{"fid": "good"}': "fid is a string, not a table",
     '{"health": [1]}': "health is a list, not a table",
     '{"health": {"signs": [{"sign": "x"}]}}': "health.signs[0].since is missing",
-    json.dumps({"fid": {**FID, "best": {**NOW, "value": "low"}}}): "fid.best.value is a text, not a number",
+    json.dumps({"fid": {**FID, "best": {**NOW, "value": "low"}}}): "fid.best.value is a string, not a number",
     json.dumps({"fid": {**FID, "evaluated": [{"value": 1}]}}): "fid.evaluated[0].provenance is missing",
-    '{"fid": ': "is no JSON",
-    "[" * 100_000: "is no JSON",
+    '{"fid": ': "is not JSON",
+    "[" * 100_000: "is not JSON",
 }
 
 
@@ -173,7 +173,7 @@ def test_damaged_metrics_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         path.write_text(content)
         write()  # a training goes on
     assert [(tmp_path / f"metrics.damaged-{i}.json").read_text() for i in (1, 2)] == [content] * 2
-    assert "It is kept as metrics.damaged-2.json" in caplog.text
+    assert "It is renamed to metrics.damaged-2.json" in caplog.text
 
 
 def test_an_ideal_value_is_approached_from_both_sides(tmp_path: Path) -> None:
@@ -202,12 +202,13 @@ def test_only_texts_in_files_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "link").symlink_to(tmp_path / "secret")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    for name, said in (("link", "a link"), ("pipe", "no file"), ("", "no file"), ("bytes", "no text")):
+    irregular = "not a regular file"
+    for name, said in (("link", "a link"), ("pipe", irregular), ("", irregular), ("bytes", "not a UTF-8 text")):
         with pytest.raises(UserError, match=said):
             read_text(tmp_path / name)
         assert read_json(tmp_path / name) == {}
     assert read_text(tmp_path / "secret") == '{"a": 1}'
-    monkeypatch.setattr(files, "LARGEST", 7)
+    monkeypatch.setattr(files, "MAX_TEXT_BYTES", 7)
     with pytest.raises(UserError, match="larger than"):
         read_text(tmp_path / "secret")
     with pytest.raises(FileNotFoundError):
@@ -223,6 +224,6 @@ def test_an_animation_leaves_out_what_cannot_be_read(tmp_path: Path, caplog: pyt
     paths[1].write_bytes(b"no picture")
     animate(paths, tmp_path / "training.gif")
     assert (tmp_path / "training.gif").exists()
-    assert f"{paths[1]} is left out of the animation" in caplog.text
+    assert f"{paths[1]} cannot be read" in caplog.text
     animate(paths[1:2], tmp_path / "none.gif")
     assert not (tmp_path / "none.gif").exists()

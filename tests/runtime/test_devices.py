@@ -3,10 +3,14 @@
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, run, run_ranks, scalars, tiny
+from conftest import TINY_DCGAN, TINY_MLP, TINY_POINTS, composed, fit, fitted, run, scalars, slow, tiny
+from forking import Ranks
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
 
 from ganforge.experiment.build import build
 from ganforge.runtime.devices import device_count, strategy, uses_sync_batchnorm
@@ -27,22 +31,31 @@ MODELS = {
 MODELS["srgan"].append("model.discriminator.normalization=null")
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, pictures: Path, name: str) -> None:
+@pytest.mark.parametrize("name", [slow(name) if name == "dcgan" else name for name in MODELS])  # is like srgan
+def test_two_processes_train_as_one(
+    tmp_path: Path, fake_mnist: Path, pictures: Path, two_ranks: Ranks, name: str
+) -> None:
     root = pictures if name == "srgan" else fake_mnist
-    options = [*MODELS[name], f"data.root={root}", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=20"]
+    options = [*MODELS[name], f"data.root={root}", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=8"]
     options += ["trainer.precision=64-true", "trainer.log_every_n_steps=1", "model.discriminator_steps=2"]
-    options += ["regularizer=gradient_penalty", "trainer.enable_progress_bar=false"]
-    for devices in (1, 2):
-        for result in run_ranks(devices, "train.py", *options, f"hydra.run.dir={tmp_path}/{devices}", cwd=tmp_path):
-            assert result.returncode == 0, result.stderr
+    options += ["regularizer=[r1,r2,gradient_penalty]", "trainer.enable_progress_bar=false"]
+    fit(tmp_path / "1", *options, "trainer.devices=1")
+    two_ranks.call(fit, tmp_path / "2", *options, "trainer.devices=2")
     logged = [scalars(tmp_path / str(devices)) for devices in (1, 2)]
     game = "level_14/" if name == "lapgan" else ""
-    logged_by_all = ["loss_d/total", "loss_d/gradient_penalty", "loss_g/total", "gradient_norm/d", "gradient_norm/g"]
+    logged_by_all = [
+        "loss_d/total",
+        "loss_d/r1",
+        "loss_d/r2",
+        "loss_d/gradient_penalty",
+        "loss_g/total",
+        "gradient_norm/d",
+        "gradient_norm/g",
+    ]
     for tag in (*logged_by_all, "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "slope", "diversity"):
         tag = game + tag
         one, two = ([value for _, value in values[tag]] for values in logged)
-        assert len(one) == 20
+        assert len(one) == 8
         assert two == pytest.approx(one, rel=1e-4), tag
     states = [
         torch.load(tmp_path / str(d) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for d in (1, 2)
@@ -50,43 +63,37 @@ def test_two_processes_train_as_one(tmp_path: Path, fake_mnist: Path, pictures: 
     torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-8)
 
 
-CHECKING = """
-import sys, torch
-from lightning.pytorch import Callback
-from conftest import TINY_DCGAN, composed
-from ganforge.experiment.build import build
-from pathlib import Path
-
 class SameWeights(Callback):
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        own = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
+    """Notes the steps after which both ranks have the same weights."""
+
+    def __init__(self) -> None:
+        self.equal_at: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        own = torch.cat([parameter.detach().flatten() for parameter in pl_module.parameters()])
         both = [torch.empty_like(own) for _ in range(2)]
         torch.distributed.all_gather(both, own)
-        assert torch.equal(*both), "the ranks' weights differ"
-        print("equal at", trainer.global_step, flush=True)
-
-options = ["model=dcgan", "data.root=" + sys.argv[1], "data.batch_size=16", "trainer=cpu", sys.argv[3]]
-options += [*TINY_DCGAN, "trainer.max_steps=5"]
-experiment = build(composed(*options), Path(sys.argv[2]))
-experiment.trainer.callbacks.insert(0, SameWeights())
-experiment.trainer.fit(experiment.model, datamodule=experiment.data)
-buffers = torch.cat([b.double().flatten() for b in experiment.model.buffers()])
-print("buffers", buffers.sum().item())
-"""
+        if torch.equal(*both):
+            self.equal_at.append(trainer.global_step)
 
 
-def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Path) -> None:
-    script = tmp_path / "checking.py"
-    script.write_text(CHECKING)
-    arguments = str(script), str(fake_mnist), str(tmp_path / "run")
-    results = run_ranks(2, *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))
-    for result in results:
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("equal at") == 5
-    first, second = (result.stdout.splitlines()[-1] for result in results)
-    assert first.startswith("buffers")
+def fit_and_compare(folder: Path, *overrides: str) -> tuple[list[int], float]:
+    same_weights = SameWeights()
+    model = fitted(folder, *overrides, callbacks=[same_weights]).model
+    return same_weights.equal_at, torch.cat([buffer.double().flatten() for buffer in model.buffers()]).sum().item()
+
+
+def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Path, two_ranks: Ranks) -> None:
+    options = ["model=dcgan", *TINY_DCGAN, f"data.root={fake_mnist}", "data.batch_size=16", "trainer=cpu"]
+    options += ["trainer.max_steps=5", "trainer.devices=2"]
+    (equal_at, first), (_, second) = two_ranks.call(fit_and_compare, tmp_path / "run", *options)
+    assert equal_at == [1, 2, 3, 4, 5]
     assert first == second, "the last checkpoint gave all ranks the buffers of rank 0"
-    assert "BatchNorm on 2 CPU processes" in results[0].stderr
+
+
+def test_batch_norm_on_several_cpus_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(composed("model=dcgan", *TINY_DCGAN, "trainer=cpu", "trainer.devices=2"), tmp_path)
+    assert "BatchNorm on 2 CPU processes" in caplog.text
 
 
 def slurm(node: int, **others: str) -> dict[str, str]:
@@ -97,24 +104,23 @@ def slurm(node: int, **others: str) -> dict[str, str]:
 
 
 def test_two_nodes_under_slurm_train_as_one_process(tmp_path: Path) -> None:
-    options = [*TINY_POINTS, "trainer.precision=64-true", "trainer.log_every_n_steps=1", "trainer.max_steps=10"]
-    options += ["evaluate_every=5", "checkpoint_every=5"]
+    options = [*TINY_POINTS, "trainer.precision=64-true", "trainer.log_every_n_steps=1", "trainer.max_steps=4"]
+    options += ["evaluate_every=2", "checkpoint_every=2"]
     start = partial(run, "train.py", *options, "trainer=slurm", "trainer.accelerator=cpu", cwd=tmp_path)
     with ThreadPoolExecutor() as pool:
         nodes = [pool.submit(start, **slurm(node)) for node in (0, 1)]
         for node in nodes:
             assert node.result().returncode == 0, node.result().stderr
-        again = [pool.submit(start, "trainer.max_steps=20", **slurm(node, RESTART_COUNT="1")) for node in (0, 1)]
+        again = [pool.submit(start, "trainer.max_steps=8", **slurm(node, RESTART_COUNT="1")) for node in (0, 1)]
     assert all(node.result().returncode == 0 for node in again)
-    assert "Going on after step 10 with trainer.max_steps=20." in again[0].result().stderr, (
+    assert "Resuming after step 10 with trainer.max_steps=20." in again[0].result().stderr, (
         "a job that SLURM starts again goes on"
     )
-    single = run("train.py", *options, "trainer=cpu", "trainer.max_steps=20", "hydra.run.dir=one", cwd=tmp_path)
-    assert single.returncode == 0, single.stderr
+    fitted(tmp_path / "one", *options, "trainer=cpu", "trainer.max_steps=8")
     [both] = tmp_path.glob("logs/runs/*/*")
     assert both.name == "4321", "all tasks have the folder of the job"
     one, two = (scalars(folder)["loss_g/total"] for folder in (tmp_path / "one", both))
-    assert [step for step, _ in two] == list(range(1, 21))
+    assert [step for step, _ in two] == list(range(1, 9))
     assert [value for _, value in two] == pytest.approx([value for _, value in one], rel=1e-4)
 
 

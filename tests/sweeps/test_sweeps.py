@@ -67,7 +67,10 @@ def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_pat
     assert last(sweep / others[0]).stat().st_mtime_ns == finished
     assert last(sweep / others[1]).exists(), "what is missing is done"
     arguments = [f"sweep={sweep}", "data.batch_size=20,5"]
-    for given, message in ((arguments, "has other values of it"), ([arguments[0], "schedule=cosine"], "has settled")):
+    for given, message in (
+        (arguments, "sweeps other values of it"),
+        ([arguments[0], "schedule=cosine"], "cannot change a group"),
+    ):
         with pytest.raises(UserError, match=message):
             with_record(given, sweep, ROOT / "conf")
 
@@ -243,8 +246,8 @@ def test_names_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
         ("+hydra.callbacks.x={_target_: os.getcwd}", "", "may run code, or start more processes"),
         ("--config-dir=/tmp", "", "may run code, or start more processes"),
         ("experiment=../../../tmp/evil", "", "may run code, or start more processes"),
-        ("seed=0", "hydra.sweeper.storage=redis://somewhere", "give that again"),
-        ("seed=0", "hydra/sweeper/sampler=cmaes", "give that again"),
+        ("seed=0", "hydra.sweeper.storage=redis://somewhere", "pass it again"),
+        ("seed=0", "hydra/sweeper/sampler=cmaes", "pass it again"),
     ],
 )
 def test_records_that_steer_hydra_are_refused(tmp_path: Path, task: str, hydra: str, message: str) -> None:
@@ -270,4 +273,4 @@ def test_a_hostile_sweep_is_refused(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "sweep.yaml has model._target_=os.system, which may run code" in result.stderr
     assert not list(tmp_path.glob("*/"))
-    assert "is no sweep" in run("train.py", "sweep=/nowhere", cwd=tmp_path).stderr
+    assert "is not a sweep" in run("train.py", "sweep=/nowhere", cwd=tmp_path).stderr

@@ -6,5 +6,6 @@ from ganforge.callbacks.progress import Progress
 from ganforge.callbacks.pruning import Pruning
 from ganforge.callbacks.samples import Samples
 from ganforge.callbacks.shutdown import GracefulShutdown
+from ganforge.callbacks.trace import Trace
 
-__all__ = ["Checkpoints", "GracefulShutdown", "Health", "Progress", "Pruning", "Samples"]
+__all__ = ["Checkpoints", "GracefulShutdown", "Health", "Progress", "Pruning", "Samples", "Trace"]

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: written whole, checked by their digests, never only one."""
+"""Checkpoints that survive a kill at any moment: written atomically, verified by checksums, never only one."""
 
 import logging
 from io import BytesIO
@@ -27,41 +27,41 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there once it is safely on the disk."""
+    """Writes checkpoints atomically; Lightning's own may be left half-written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = BytesIO()  # torch.save hides a full disk behind an error of its own
+        content = BytesIO()  # torch.save to a full disk raises an error that hides the reason
         torch.save(checkpoint, content)
         write_atomic(path, content.getbuffer())
 
 
 class Checkpoints(Checkpoint):
-    """Keeps `checkpoints/last.ckpt`, the one before it as `previous.ckpt`, and `best-*.ckpt` by the monitored metric.
+    """Keeps `checkpoints/last.ckpt`, the one before as `previous.ckpt`, and `best-*.ckpt` by the monitored metric.
 
-    Written before the first step, every `every` steps and at the end. What callbacks.health may rewind to is kept as
-    `healthy.ckpt`: the latest one that was followed by another without a sign of a collapse.
+    Saves before the first step, every `every` steps and at the end. `healthy.ckpt`, to which callbacks.health may
+    rewind, is the latest checkpoint that was followed by another one without a sign of a collapse.
     """
 
     def __init__(self, every: int):
         if every < 1:
             raise ValueError(f"checkpoint_every={every}: must be at least 1")
         self.every = every
-        self._states: int | None = None  # of optimizers, in the checkpoint that training goes on from
+        self._optimizer_states: int | None = None  # their number in the checkpoint from which training resumes
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._states = len(checkpoint["optimizer_states"])
+        self._optimizer_states = len(checkpoint["optimizer_states"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._states not in (None, len(trainer.optimizers)):  # Lightning would leave the others as they are
-            count = len(trainer.optimizers)
-            raise Damaged(f"The checkpoint has the state of {self._states} optimizers, but this model has {count}")
+        found, expected = self._optimizer_states, len(trainer.optimizers)
+        if found not in (None, expected):  # Lightning would silently skip the others
+            raise Damaged(f"The checkpoint has the state of {found} optimizers, but this model has {expected}")
         if trainer.global_step == 0:
             self.save(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        # Lightning takes a checkpoint from here for one of after the validation, and would skip that on resuming
+        # Lightning assumes that a checkpoint from here includes the validation, and skips it on resuming
         if self._is_due(trainer) and not validates_after_step(trainer):
             self.save(trainer, pl_module)
 
@@ -76,35 +76,36 @@ class Checkpoints(Checkpoint):
         return is_last_step(trainer) or trainer.global_step % self.every == 0
 
     def save(self, trainer: Trainer, pl_module: Any) -> None:
+        """Save `last.ckpt` on all ranks. Raises Diverged if a weight is not finite."""
         if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
             raise Diverged(
                 f"The weights are not finite after step {trainer.global_step}: training stopped. The last good "
                 "checkpoint is in checkpoints/. A lower learning rate or model.gradient_clip=1 often helps."
             )
         pl_module.broadcast_buffers()
-        for logger in trainer.loggers:  # what a checkpoint vouches for must not be lost in a buffer
+        for logger in trainer.loggers:  # resuming from this checkpoint must not lose buffered log entries
             logger.save()
         folder = Path(trainer.default_root_dir, "checkpoints")
         trainer.save_checkpoint(folder / "next.ckpt")
         health = callback_of(trainer, Health)
-        is_proven = health is not None and health.on_collapse == "rewind" and health.is_healthy
+        is_healthy = health is not None and health.on_collapse == "rewind" and health.is_healthy
         if trainer.is_global_zero:
             if (folder / "last.ckpt").exists():
                 (folder / "last.ckpt").replace(folder / "previous.ckpt")
             (folder / "next.ckpt").replace(folder / "last.ckpt")
-            if is_proven:
-                # a collapse begins before it shows
-                proven = next(name for name in ("previous.ckpt", "last.ckpt") if (folder / name).exists())
-                _link(folder / proven, folder / HEALTHY)
+            if is_healthy:
+                # not the last one, because a collapse begins before it shows
+                healthy = next(name for name in ("previous.ckpt", "last.ckpt") if (folder / name).exists())
+                _link(folder / healthy, folder / HEALTHY)
         if health is not None:
-            health.can_rewind |= is_proven
+            health.can_rewind |= is_healthy
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         correct_progress(checkpoint, trainer)
 
     def _keep_best(self, trainer: Trainer) -> None:
         evaluation = callback_of(trainer, Evaluation)
-        monitor = evaluation.chosen.monitor if evaluation else None
+        monitor = evaluation.selection.monitor if evaluation else None
         if evaluation is None or not evaluation.scores.improved(monitor):
             return
         folder = Path(trainer.default_root_dir, "checkpoints")
@@ -117,56 +118,55 @@ class Checkpoints(Checkpoint):
 
 
 def _link(path: Path, link: Path) -> None:
-    """Give a file a second name, in place of what has that name."""
+    """Hard-link a file to another name, replacing a file of that name atomically."""
     part = link.with_name(f"{link.name}.part")
     part.unlink(missing_ok=True)
     try:
         part.hardlink_to(path)
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         copyfile(path, part)
     part.replace(link)
 
 
 def rewind(run: Path, step: int) -> int:
-    """Have a run that collapsed at a step go on from its last healthy checkpoint, with other random numbers.
+    """Replace the last checkpoint of a run that collapsed at `step` by the healthy one, with new random numbers.
 
-    Returns the step of that.
+    The history of signs, rewinds and best scores is kept. Returns the step of the healthy checkpoint.
     """
     folder = run / "checkpoints"
     collapsed, healthy = read_checkpoint(folder / "last.ckpt"), read_checkpoint(folder / HEALTHY)
     healthy["rewinds"] = collapsed["rewinds"] + 1
-    seen, state = state_in(collapsed), state_in(healthy)
-    places = {"from": step, "to": healthy["global_step"]}
+    history, health = state_in(collapsed), state_in(healthy)
+    target = healthy["global_step"]
     noticed = [
-        {**sign, "until": sign.get("until", step)} if sign["noticed"] > places["to"] else sign
-        for sign in seen["noticed"]
+        {**sign, "until": sign.get("until", step)} if sign["noticed"] > target else sign for sign in history["noticed"]
     ]
-    state.update(noticed=noticed, rewinds=[*seen["rewinds"], places])
+    health.update(noticed=noticed, rewinds=[*history["rewinds"], {"from": step, "to": target}])
     scores = healthy["callbacks"].get(Evaluation.__name__, {})
     for name, score in collapsed["callbacks"].get(Evaluation.__name__, {}).items():
-        scores.setdefault(name, score)["best"] = score["best"]  # whose checkpoint is still there
+        scores.setdefault(name, score)["best"] = score["best"]  # its checkpoint still exists
     AtomicCheckpointIO().save_checkpoint(healthy, folder / "last.ckpt")
-    return places["to"]
+    return target
 
 
 def latest_checkpoint(run: Path) -> Path:
-    """The newest intact checkpoint of a run folder, with a warning where the last one is damaged."""
+    """The newest intact checkpoint of a run folder; warns if the last one is damaged. Raises UserError if all are."""
     folder = run / "checkpoints"
     if not folder.is_dir():
-        raise UserError(f"{run} is no run folder: it has no checkpoints. Runs are in logs/runs/<name>/<time>")
+        raise UserError(f"{run} is not a run folder: it has no checkpoints. Runs are in logs/runs/<name>/<time>")
     last, previous = folder / "last.ckpt", folder / "previous.ckpt"
     if is_intact(last):
         return last
     if is_intact(previous):
         if rank() == 0:
-            log.warning("%s is %s: taking the one before it", last, "damaged" if last.exists() else "missing")
+            log.warning("%s is %s: using the one before", last, "damaged" if last.exists() else "missing")
         return previous
     raise UserError(f"{folder} holds no intact checkpoint: neither last.ckpt nor previous.ckpt can be read")
 
 
 def read_checkpoint(path: Path, schema: Any = CHECKPOINT) -> dict[str, Any]:
-    """What torch saved, on the CPU. Raises UserError where it holds more than tensors and plain values, Damaged where
-    something is missing."""
+    """Read a checkpoint to the CPU. Raises UserError if it holds more than tensors and plain values, and Damaged if it
+    does not match the schema."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except UnpicklingError as error:
@@ -175,7 +175,7 @@ def read_checkpoint(path: Path, schema: Any = CHECKPOINT) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # torch raises all kinds, and gives advice that is for files of one's own
+    except Exception as error:  # torch raises errors of many kinds, with advice that is unsafe for untrusted files
         raise Damaged(f"{path} is not a ganforge checkpoint: it cannot be read as tensors and plain values") from error
     if wrong := fault(state, schema):
         raise Damaged(f"{path} is not a ganforge checkpoint: {wrong}{_version_note(state)}")

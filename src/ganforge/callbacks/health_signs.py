@@ -1,6 +1,6 @@
-"""The signs of a training that goes wrong: a discriminator that wins, vanishing gradients, samples that are all alike.
+"""Signs of failing training: a discriminator that wins, vanishing gradients, collapsed samples.
 
-Their bounds lie well apart from what healthy trainings of all variants log (docs/health.md). To add one: an entry in
+Their thresholds are well apart from what healthy runs of all variants log (docs/health.md). To add one: an entry in
 `SIGNS`.
 """
 
@@ -13,22 +13,24 @@ import numpy as np
 
 
 class Sign(NamedTuple):
-    """What a training that goes wrong shows in the numbers it logs."""
+    """A symptom of failing training in the logged values."""
 
     name: str
     shows: Callable[[Mapping[str, float]], bool]
-    """Whether these running means show it; what there is not is NaN."""
+    """Whether running means of the values show the sign; missing values are NaN."""
     says: str
+    """The message, a format string of the values."""
     helps: str
+    """Remedies, as options."""
     is_collapse: bool = True
-    """Whether the generator learns nothing any more, rather than slowly."""
+    """Whether the generator has stopped learning, rather than learns slowly."""
 
 
 SIGNS = (
     Sign(
         "saturation",
         lambda v: v["slope"] < 0.05,
-        "G's loss hardly reacts to D's output any more (slope {slope:.2g}), so G learns nothing",
+        "G's loss hardly reacts to D's output (slope {slope:.2g}), so G has stopped learning",
         "loss=non_saturating instead of minimax, a lower model.discriminator_optimizer.lr, or regularizer=r1",
     ),
     Sign(
@@ -40,85 +42,88 @@ SIGNS = (
     Sign(
         "discriminator_wins",
         lambda v: min(v["accuracy/real"], v["accuracy/fake"]) > 0.995,
-        "D tells all real and generated samples apart (logit gap {gap:.3g}), so what G learns from it is poor",
+        "D tells all real and generated samples apart (logit gap {gap:.3g}), so G learns little from it",
         "a lower model.discriminator_optimizer.lr, regularizer=r1, or model.generator_steps=2",
         is_collapse=False,
     ),
     Sign(
         "lost_diversity",
         lambda v: v["diversity"] < max(0.05, 0.25 * v["peak_diversity"]),
-        "generated samples are all alike (their spread is {diversity:.2g} of that of real ones)",
+        "generated samples are all alike (their diversity is {diversity:.2g} of real samples')",
         "regularizer=r1, loss=hinge, a lower learning rate, or a larger data.batch_size",
     ),
     Sign(
         "lost_feature_diversity",
         lambda v: v["feature_diversity"] < 0.3,
-        "generated samples have much the same features (their spread is {feature_diversity:.2g} of that of real ones)",
+        "generated samples have similar features (their diversity is {feature_diversity:.2g} of real samples')",
         "regularizer=r1, loss=hinge, a lower learning rate, or a larger data.batch_size",
     ),
     Sign(
         "lost_classes",
         lambda v: v["classes"] < 0.2,
-        "generated samples are of few classes (by their entropy {classes:.0%} of the real ones' number)",
+        "generated samples cover few classes (their effective number is {classes:.0%} of real samples')",
         "model=dcgan instead of perceptrons, regularizer=r1, or loss=wasserstein regularizer=gradient_penalty",
     ),
     Sign(
         "oscillation",
         lambda v: v["swing"] > 1.5,
-        "the losses of D and G swing to and fro, by {swing:.1f} times their middle",
+        "the losses of D and G oscillate, by {swing:.1f} times their median",
         "regularizer=r1, a lower learning rate, or optimizers with betas: [0.0, 0.9]",
         is_collapse=False,
     ),
     Sign(
         "exploding_weights",
         lambda v: v["growth"] > 30,
-        "the weights explode: their norm is {growth:.0f} times that of the beginning",
+        "the weights explode (their norm has grown by a factor of {growth:.0f})",
         "a lower learning rate, model.gradient_clip=1, or a regularizer on D",
         is_collapse=False,
     ),
 )
 
-WATCHED = (
+LOGGED_VALUES = (
     *("slope", "diversity", "logits/real", "logits/fake", "accuracy/real", "accuracy/fake"),
     *("gradient_norm/d", "gradient_norm/g", "loss_d/adversarial", "loss_g/adversarial"),
 )
-"""What is looked at of a game's log."""
+"""The logged values of a game that the signs use."""
 
-EVALUATED = {"diversity": "feature_diversity", "classes": "classes"}
-"""What is looked at of an evaluation."""
+EVALUATION_METRICS = {"diversity": "feature_diversity", "classes": "classes"}
+"""The metrics of an evaluation that the signs use, and the names of their values."""
 
-MEMORY = 0.1
-"""Weight of a new value in the running means of what is logged."""
+LOG_WEIGHT = 0.1
+"""Weight of a new value in the running means of logged values."""
 
 WINDOW = 64
-"""Values of a loss in which an oscillation is sought."""
+"""Number of losses that are searched for an oscillation."""
 
 
 class Values(dict[str, float]):
-    """By name; NaN where there is none."""
+    """Values by name; missing ones are NaN."""
 
     def __missing__(self, name: str) -> float:
         return float("nan")
 
 
 class SignTracker:
-    """The values of one game, or of the evaluations, and since which step each sign shows."""
+    """Running means of the values of one game, or of the evaluations, and the signs that they show.
 
-    def __init__(self, memory: float) -> None:
-        self.memory = memory
+    `weight` is that of a new value in the means.
+    """
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
         self.values = Values()
         self.losses = {name: deque[float](maxlen=WINDOW) for name in ("loss_d/adversarial", "loss_g/adversarial")}
         self.shown: dict[str, list[int]] = {}
-        """The first and the latest step at which a sign showed."""
+        """The first and the latest step at which each sign showed."""
         self.noticed: set[str] = set()
 
-    def see(self, values: Mapping[str, float]) -> None:
-        """Take in what was logged at a step."""
+    def update(self, values: Mapping[str, float]) -> None:
+        """Update the running means with the values of a step."""
         for name, value in values.items():
             if not isfinite(value):
                 continue
             before = self.values.get(name, value)
-            self.values[name] = before + self.memory * (value - before)
+            self.values[name] = before + self.weight * (value - before)
         if "logits/real" in values:
             self.values["gap"] = self.values["logits/real"] - self.values["logits/fake"]
         if "diversity" in values:
@@ -129,8 +134,8 @@ class SignTracker:
                 self.losses[name].append(values[name])
             self.values["swing"] = min(map(swing, self.losses.values()))
 
-    def judge(self, step: int, patience: int) -> tuple[list[Sign], list[Sign]]:
-        """The signs that are noticed at this step, having shown for `patience` steps, and those that are over."""
+    def check(self, step: int, patience: int) -> tuple[list[Sign], list[Sign]]:
+        """The signs that have just shown for `patience` steps, and the noticed ones that have been absent as long."""
         begun, over = [], []
         for sign in SIGNS:
             if sign.shows(self.values):
@@ -148,26 +153,26 @@ class SignTracker:
 
     def state(self) -> dict[str, Any]:
         losses = {name: list(values) for name, values in self.losses.items()}
-        state = {"memory": self.memory, "values": dict(self.values), "losses": losses}
+        state = {"memory": self.weight, "values": dict(self.values), "losses": losses}
         return {**state, "shown": self.shown, "noticed": sorted(self.noticed)}
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> "SignTracker":
-        watched = cls(state["memory"])
-        watched.values.update(state["values"])
+    def from_state(cls, state: Mapping[str, Any]) -> "SignTracker":
+        tracker = cls(state["memory"])
+        tracker.values.update(state["values"])
         for name, losses in state["losses"].items():
-            watched.losses[name].extend(losses)
-        watched.shown = {name: list(steps) for name, steps in state["shown"].items()}
-        watched.noticed = set(state["noticed"])
-        return watched
+            tracker.losses[name].extend(losses)
+        tracker.shown = {name: list(steps) for name, steps in state["shown"].items()}
+        tracker.noticed = set(state["noticed"])
+        return tracker
 
 
 def swing(losses: deque[float]) -> float:
-    """How far a loss swings, flicker apart, in units of its middle; 0 where it goes one way only."""
+    """The range of a smoothed loss, relative to its median; 0 if it crosses the median at most once."""
     if len(losses) < WINDOW:
         return 0.0
-    slow = np.convolve(losses, np.ones(4) / 4, "valid")
-    lowest, low, middle, high, highest = np.quantile(slow, (0.05, 0.25, 0.5, 0.75, 0.95))
-    sides = np.sign(slow[(slow > high) | (slow < low)] - middle)
-    turns = np.count_nonzero(np.diff(sides))
-    return float((highest - lowest) / abs(middle)) if middle and turns > 1 else 0.0
+    smooth = np.convolve(losses, np.ones(4) / 4, "valid")
+    lowest, low, median, high, highest = np.quantile(smooth, (0.05, 0.25, 0.5, 0.75, 0.95))
+    sides = np.sign(smooth[(smooth > high) | (smooth < low)] - median)
+    crossings = np.count_nonzero(np.diff(sides))
+    return float((highest - lowest) / abs(median)) if median and crossings > 1 else 0.0

@@ -11,15 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
-from ganforge.runtime.trainers import steps_of
+from ganforge.runtime.trainers import total_steps
 
 log = logging.getLogger(__name__)
 
 
 class Progress(ProgressBar):
-    """Steps of the whole run, the losses of D and G, images per second and the time left.
+    """Shows the steps of the whole run, the losses of D and G, images per second and the time left.
 
-    Redrawn every `refresh` seconds on a terminal; elsewhere a line is written every `line_every` seconds.
+    Lightning's bars count the batches of an epoch instead. Redraws every `refresh` seconds on a terminal, and logs a
+    line every `line_every` seconds elsewhere.
     """
 
     def __init__(self, refresh: float = 0.5, line_every: float = 30):
@@ -30,7 +31,7 @@ class Progress(ProgressBar):
         self._enabled = True
         self._next = self._next_line = 0.0
 
-    def disable(self) -> None:  # Lightning calls it on the ranks that shall be silent
+    def disable(self) -> None:  # Lightning calls this on ranks other than 0
         self._enabled = False
 
     def enable(self) -> None:
@@ -40,20 +41,20 @@ class Progress(ProgressBar):
         if not self._enabled:
             return
         self._bar = RichProgress(
-            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # takes what the numbers leave
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # takes the space that the numbers leave
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True)),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             expand=True,
-            auto_refresh=False,  # a thread that draws would take time from the training
+            auto_refresh=False,  # a drawing thread slows training down
             speed_estimate_period=120,
         )
-        before = sys.stderr
+        stderr = sys.stderr
         self._bar.start()
-        self._lift_log(before, sys.stderr)  # which now writes above the bar
-        self._task = self._bar.add_task("", total=steps_of(trainer), completed=trainer.global_step, values="")
+        self._redirect_log(stderr, sys.stderr)  # rich has replaced it by a stream that writes above the bar
+        self._task = self._bar.add_task("", total=total_steps(trainer), completed=trainer.global_step, values="")
         self._next = time.monotonic() + self.refresh
         self._next_line = time.monotonic() + self.line_every
 
@@ -67,7 +68,7 @@ class Progress(ProgressBar):
             self._bar.refresh()
         elif now >= self._next_line:
             left = clock(self._bar.tasks[self._task].time_remaining)
-            log.info("  ".join(filter(None, (f"step {trainer.global_step} of {steps_of(trainer)}", values, left))))
+            log.info("  ".join(filter(None, (f"step {trainer.global_step} of {total_steps(trainer)}", values, left))))
             self._next_line = now + self.line_every
 
     def on_validation_batch_end(
@@ -94,21 +95,21 @@ class Progress(ProgressBar):
 
     def _stop(self) -> None:
         if self._bar is not None:
-            lifted = sys.stderr
+            stream = sys.stderr
             self._bar.stop()
-            self._lift_log(lifted, sys.stderr)
+            self._redirect_log(stream, sys.stderr)
             self._bar = None
 
     @staticmethod
-    def _lift_log(before: TextIO, now: TextIO) -> None:
-        """Have log lines for the terminal written to another stream."""
+    def _redirect_log(old: TextIO, new: TextIO) -> None:
+        """Redirect the log lines of a terminal to another stream."""
         for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is before and before.isatty():
-                handler.setStream(now)
+            if isinstance(handler, logging.StreamHandler) and handler.stream is old and old.isatty():
+                handler.setStream(new)
 
 
 def describe(pl_module: Any) -> str:
-    """The losses as they were logged last, of several games side by side: `D 1.302/0.982  G 0.912/1.044`."""
+    """The latest losses, with several games side by side (`D 1.302/0.982  G 0.912/1.044`), and images per second."""
     logged = pl_module.step_log.values if hasattr(pl_module, "step_log") else {}
     parts = []
     for short, name in {"D": "loss_d/total", "G": "loss_g/total"}.items():
@@ -120,6 +121,7 @@ def describe(pl_module: Any) -> str:
 
 
 def clock(seconds: float | None) -> str:
+    """The time left, such as `1:02:03 left`; empty if it is unknown."""
     if seconds is None:
         return ""
     minutes, seconds = divmod(round(seconds), 60)

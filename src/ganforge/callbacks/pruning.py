@@ -40,10 +40,10 @@ class Pruning(Callback):
         if "n_trials" not in hydra.get("sweeper", {}):
             return
         evaluation = callback_of(trainer, Evaluation)
-        self._monitor = evaluation.chosen.monitor if evaluation else None
+        self._monitor = evaluation.selection.monitor if evaluation else None
         if evaluation is None or self._monitor is None:
             raise UserError("hydra/sweeper=optuna searches for the best metrics.monitor: set that, and evaluate_every")
-        self._better = evaluation.chosen.names[self._monitor]
+        self._better = evaluation.selection.names[self._monitor]
         needed = "maximize" if self._better is True else "minimize"  # such as the distance to the ideal value
         if hydra.sweeper.direction != needed:
             raise UserError(f"hydra.sweeper.direction={hydra.sweeper.direction}: {self._monitor} asks for {needed}")

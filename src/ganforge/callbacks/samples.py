@@ -3,19 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from ganforge.pictures import animate, picture, save_picture
+from ganforge.runs.loggers import log_image
 
 MOST = 10_000
 """Samples in one picture."""
 
 
 class Samples(Callback):
-    """Draws about `count` samples before training, every `every` steps and at the end, into `samples/` and TensorBoard.
+    """Draws about `count` samples before training, every `every` steps and at the end, into `samples/` and the loggers.
 
     At the end `samples/training.gif` shows them in motion.
     """
@@ -54,9 +53,7 @@ class Samples(Callback):
         samples, columns = pl_module.preview(data, self.count)
         image = picture(samples, data.real, columns)
         save_picture(image, picture_path(trainer))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("samples", np.asarray(image), trainer.global_step, dataformats="HWC")
+        log_image(trainer.loggers, "samples", image, trainer.global_step)
 
 
 def picture_path(trainer: Trainer) -> Path:

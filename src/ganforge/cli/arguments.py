@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ganforge.cli.spelling import check_spelling
+from ganforge.cli.spelling import check_spelling, options_of
 from ganforge.runs.record import evaluation_sections, read_record
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.overrides import key_of, literal, parts, quoted, unquoted
@@ -18,8 +18,7 @@ CHECKED_WITH = ("-m", "--multirun", "--cfg", "--resolve")
 
 
 def resolve_arguments(arguments: list[str], conf: Path, config_name: str, scratch: Path) -> list[str]:
-    """Turn `resume=<run folder>` into a composition from that run's record, in that folder, and `run=` of evaluate.py
-    into one on top of the record.
+    """Replace `resume=` and `sweep=` by what their folders record, and put the record of evaluate.py's `run=` in place.
 
     Hydra gets a bare copy of the record: another file beside it could steer Hydra itself.
     """
@@ -43,10 +42,10 @@ def resolve_arguments(arguments: list[str], conf: Path, config_name: str, scratc
 
 def _check_values(arguments: list[str]) -> None:
     for key, value in map(parts, arguments):
-        if f"{key}=" in arguments:  # a variable of the shell that is not set
-            raise UserError(f"{key}= has no value: give it one; null stands for none")
+        if f"{key}=" in arguments:  # such as an unset shell variable
+            raise UserError(f"{key}= has no value. null stands for none")
         if key == "name" and ".." in Path(value.strip("'\"")).parts:
-            raise UserError(f"{key}={value}: must not lead out of logs/: hydra.run.dir= takes any folder")
+            raise UserError(f"{key}={value}: must not lead out of logs/. hydra.run.dir= takes any folder")
     for argument in arguments:
         if re.match(r"--(?!config-|cfg|package|info|experimental).*=", argument):
             raise UserError(f"{argument}: leave out the --")
@@ -54,7 +53,7 @@ def _check_values(arguments: list[str]) -> None:
 
 def _check_sweep(arguments: list[str]) -> None:
     if "name" in sweep.swept_keys(arguments):
-        raise UserError("name= is the name of the whole sweep: its jobs are named by what differs")
+        raise UserError("name= names the whole sweep, so it cannot be swept")
     for word in ("basic", "joblib"):
         if f"hydra/launcher={word}" in arguments:
             raise UserError(f"hydra/launcher={word}: leave it out. hydra.launcher.n_jobs=2 runs two jobs at a time")
@@ -63,33 +62,35 @@ def _check_sweep(arguments: list[str]) -> None:
 def _check_groups(arguments: list[str], conf: Path) -> None:
     for key, value in map(parts, arguments):
         if value in ("null", "[]") and (conf / key).is_dir():
-            options = ", ".join(sorted(path.stem for path in (conf / key).glob("*.yaml")))
-            raise UserError(f"{key}={value}: choose one of {options}")
+            raise UserError(f"{key}={value}: choose one of {', '.join(options_of(conf / key))}")
 
 
 def _check_spelling(arguments: list[str], conf: Path, config_name: str, record: DictConfig | None = None) -> None:
-    is_checked = os.environ.get("LOCAL_RANK", "0") != "0" or job.is_job()  # by another process
+    is_checked = os.environ.get("LOCAL_RANK", "0") != "0" or job.is_job()  # rank 0, or the sweep, has checked
     if not is_checked and not any(option.startswith("-") and option not in CHECKED_WITH for option in arguments):
         check_spelling(arguments, conf, config_name, record)
 
 
 def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> list[str]:
-    """The arguments that resume the run in a folder: its record, and what is given now."""
+    """The arguments that resume a run: its record as the config, with this command's overrides on top."""
     if {"-m", "--multirun"} & set(arguments):
-        raise UserError("resume= resumes one run: leave out -m")
+        raise UserError("resume= resumes a single run: leave out -m")
     given = [argument for argument in arguments if key_of(argument) != "resume"]
     record = read_record(folder, given)
     if not os.access(folder, os.W_OK):
         raise UserError(f"resume={folder} cannot be written to: make it writable, or copy it elsewhere")
-    placed = {"name"} if "LOCAL_RANK" in os.environ else {"name", "hydra.run.dir"}  # Lightning gives ranks theirs
-    for key in placed & set(map(key_of, given)):
-        raise UserError(f"{key}=: a run resumes in its own folder, which resume= names: leave it out")
-    for group in (key for key in map(key_of, given) if (conf / key.partition("@")[0]).is_dir()):
+    fixed = {"name"} if "LOCAL_RANK" in os.environ else {"name", "hydra.run.dir"}  # Lightning sets it for other ranks
+    for key in fixed & set(map(key_of, given)):
+        raise UserError(f"{key}=: a run stays in the folder that resume= names. Leave it out")
+    loggers = [argument for argument in given if argument.startswith("logger=")]
+    for group in (key_of(each) for each in given if each not in loggers and _is_group(each, conf)):
         raise UserError(
-            f"{group}=: the run's record has settled that. Set single values instead, such as {group}.<key>=..., "
-            "or start a new run"
+            f"{group}= cannot change when resuming. Set single values, such as {group}.<key>=..., or start a new run"
         )
     _check_spelling(given, conf, "train", record)
+    if loggers:  # of this command, in place of the record's
+        record.logger = {}
+        given = [f"+{argument}" if argument in loggers else argument for argument in given]
     OmegaConf.save(record, scratch / "record.yaml")
     return [
         f"--config-path={scratch}",
@@ -103,29 +104,33 @@ def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> 
     ]
 
 
+def _is_group(argument: str, conf: Path) -> bool:
+    return (conf / key_of(argument).partition("@")[0]).is_dir()
+
+
 def _folder(arguments: list[str], option: str) -> Path | None:
-    """The folder that an option names, if it is given."""
+    """The folder that an option names; None if it is not given."""
     value = next((value for key, value in map(parts, arguments) if key == option), None)
     return None if value in (None, "", "''", "null") else Path(unquoted(value)).expanduser().resolve()
 
 
 def _check_place(name: str) -> None:
-    """Raise UserError where Hydra, which writes into a run's folder first of all, would fail."""
+    """Raise UserError if the run folder cannot be created. Hydra would fail with a traceback."""
     folder = Path(name).absolute()
-    # False also for what may not be looked at, where Path.exists raises
+    # unlike Path.exists, it does not raise without permission
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
     if not there.is_dir() or not os.access(there, os.W_OK):
         problem = "cannot be written to" if there.is_dir() else "is no folder"
-        raise UserError(f"{there} {problem}, so there is no place for {folder}: hydra.run.dir= takes another")
+        raise UserError(f"{there} {problem}, so there is no place for {folder}. hydra.run.dir= takes another")
 
 
 def _on_record(arguments: list[str], run: Path, scratch: Path) -> list[str]:
-    """The arguments of evaluate.py, with the run's record in the composition."""
+    """The arguments of evaluate.py that add the run's record to the composition, as the option `recorded=run`."""
     record = read_record(run)
     kept = OmegaConf.masked_copy(record, evaluation_sections(record, arguments))
-    anew = [f"  - override /{group}: {empty}" for group, empty in (("metrics", "none"), ("extractor", "auto"))]
-    text = ["# @package _global_", "defaults:", *anew, "  - _self_", OmegaConf.to_yaml(kept)]
+    defaults = [f"  - override /{group}: {empty}" for group, empty in (("metrics", "none"), ("extractor", "auto"))]
+    text = ["# @package _global_", "defaults:", *defaults, "  - _self_", OmegaConf.to_yaml(kept)]
     (scratch / "recorded").mkdir()
     (scratch / "recorded" / "run.yaml").write_text("\n".join(text))
-    rest = [argument for argument in arguments if key_of(argument) != "recorded"]  # the job of a sweep has one
+    rest = [argument for argument in arguments if key_of(argument) != "recorded"]  # a job of a sweep has it already
     return [*rest, "recorded=run", f"hydra.searchpath=[{quoted(f'file://{scratch}')}]"]

@@ -6,18 +6,19 @@ from pathlib import Path
 
 from ganforge.runtime.text import printable
 
-TEXTS = (str, Path, BaseException)
+ESCAPED = (str, Path, BaseException)
+"""Types of arguments that may hold text from a config or a file name."""
 
 
 class Formatter(logging.Formatter):
-    """Spells out control characters: what a config or a file's name holds cannot steer a terminal, or begin a line.
+    """Escapes control characters, so that text from a config or a file name cannot control the terminal.
 
-    Only the message itself may have several lines, not what is put into it.
+    A message may have several lines, its arguments may not.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
-            args = tuple(printable(part) if isinstance(part, TEXTS) else part for part in record.args)
+            args = tuple(printable(part) if isinstance(part, ESCAPED) else part for part in record.args)
             record = copy(record)
             record.args = args
         return "\n".join(map(printable, super().format(record).split("\n")))

@@ -1,4 +1,4 @@
-"""What `conf/` computes: the resolvers of its interpolations."""
+"""The OmegaConf resolvers that `conf/` uses in its interpolations."""
 
 import os
 from functools import cache
@@ -15,10 +15,10 @@ from ganforge.sweeps import sweep
 
 
 def register_resolvers() -> None:
-    """The resolvers that `conf/` uses."""
+    """Register them, replacing earlier ones."""
     OmegaConf.register_new_resolver("first", _first, replace=True)
     OmegaConf.register_new_resolver("slurm", _slurm, replace=True)
-    # the cache goes with a config to the processes of a launcher, as that of ${now:} does
+    # cached in the config, so that a launcher's processes get the same folder, as with ${now:}
     OmegaConf.register_new_resolver("new_folder", _new_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("swept", sweep.job_name, replace=True)
     OmegaConf.register_new_resolver("record_in", _record_in, replace=True)
@@ -26,23 +26,23 @@ def register_resolvers() -> None:
 
 
 def _first(*values: Any) -> Any:
-    """The first value that is given."""
+    """The first value that is not null."""
     return next((value for value in values if value is not None), None)
 
 
 def _slurm(name: str) -> int:
-    """How many processes a node has, or how many nodes there are; 1 outside of SLURM."""
-    if name not in ("NTASKS_PER_NODE", "NNODES"):  # a record of a stranger's could read other variables
+    """Processes per node (NTASKS_PER_NODE) or nodes (NNODES) of the SLURM job; 1 outside of SLURM."""
+    if name not in ("NTASKS_PER_NODE", "NNODES"):  # a stranger's record could read other variables
         raise UserError(f"slurm:{name}: must be NTASKS_PER_NODE or NNODES")
     return int(os.environ.get(f"SLURM_{name}", 1))
 
 
 @cache
 def _new_folder(name: str, given: str | None = None) -> str:
-    """A folder of this name that was not there before: `name`, or where that is taken `name-2`, `name-3` ...
+    """Create a new folder `name`, or `name-2`, `name-3`, ... if that exists, and return its path.
 
-    It is made at once, so that of several commands that start in the same second each has its own. `given` is taken as
-    it is. Ranks that another process started are given the folder of the first one, and make none.
+    Creating it claims it: two commands that start in the same second get two folders. `given` is returned as it is.
+    Ranks above 0 create none, as their command names the folder of rank 0.
     """
     if given is not None or rank() > 0:
         return given or name
@@ -58,13 +58,15 @@ def _new_folder(name: str, given: str | None = None) -> str:
 
 
 def _record_in(folder: str) -> str | None:
-    """The sub-folder that Hydra writes a run's config to; none where the folder holds a run, whose record stays, and
-    for ranks that may start after the first one has completed it."""
+    """The sub-folder for Hydra's record of a new run; None if a run is resumed, so that its record stays.
+
+    Also None for ranks above 0, which may start after rank 0 has written it.
+    """
     return None if rank() > 0 or has_checkpoint(Path(folder)) else ".hydra"
 
 
 def _condition_size(data: Any) -> int:
-    """How many classes or attributes the samples of these data have. Raises UserError where they have neither."""
+    """The number of classes or attributes of a `data` config. Raises UserError if it has neither."""
     condition = data.get("condition")
     if condition not in (None, "none", "labels", "attributes", "identity"):
         raise UserError(f"data.condition={condition}: must be none, labels (folder), attributes or identity (celeba)")
@@ -75,19 +77,21 @@ def _condition_size(data: Any) -> int:
     elif condition == "labels":
         size = size or len(data.get("classes") or _class_folders(data))
     elif condition == "identity" and not size:
-        raise UserError("data.condition=identity: say of how many, all of CelebA are data.num_classes=10177")
+        raise UserError(
+            "data.condition=identity: needs the number of identities, data.num_classes=10177 for all of CelebA"
+        )
     if not size:
         raise UserError(
-            "This model is conditioned on labels, which these data do not have. Choose others, such as data=mnist, or "
-            "make some: data=celeba data.condition=attributes data.attributes=[Smiling], or data.condition=identity "
-            "data.num_classes=10177; data=folder data.condition=labels, which are the names of sub-folders"
+            "This model is conditioned on labels, which these data do not have. Choose data=mnist, data=celeba with "
+            "data.condition=attributes data.attributes=[Smiling] or data.condition=identity data.num_classes=10177, or "
+            "data=folder with data.condition=labels for the names of sub-folders"
         )
     return size
 
 
 def _class_folders(data: Any) -> list[str]:
-    from ganforge.data.classes import class_folders  # slow to import, and for few models only
+    from ganforge.data.classes import class_folders  # slow to import, and few models need it
 
     if OmegaConf.is_missing(data, "root"):
-        raise UserError("data.root has to be given: data.root=...")
+        raise UserError("data.root is missing: add data.root=...")
     return class_folders(Path(str(data.root)).expanduser())[1]

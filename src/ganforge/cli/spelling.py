@@ -1,4 +1,4 @@
-"""Options that there are not: found before Hydra looks for them, and answered with the nearest ones."""
+"""Find misspelt options before Hydra does, and suggest the nearest ones."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,32 +17,32 @@ from ganforge.experiment.trainer_options import OTHER_WORDS
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.overrides import override_values, parse_override, quoted
 
-NOT_OURS = ("hydra", "recorded")
-"""What Hydra checks itself, and what evaluate.py adds to its arguments."""
+UNCHECKED = ("hydra", "recorded")
+"""Groups that Hydra checks itself, and the one that evaluate.py adds to its arguments."""
 
-COMBINATIONS = 16
-"""At most this many combinations of swept groups are composed for the check."""
+MAX_COMBINATIONS = 16
+"""Of swept groups that are composed for the check."""
 
 
 def check_spelling(arguments: list[str], conf: Path, config_name: str, record: DictConfig | None = None) -> None:
-    """Raise UserError for an argument that names no option of `conf/<config_name>.yaml`, or of a record."""
+    """Raise UserError for an argument that is not an option of `conf/<config_name>.yaml`, or of the given record."""
     overrides = [_parsed(argument) for argument in arguments if not argument.startswith("-")]
-    there = _always_there(conf, config_name)
-    ours = [override for override in overrides if re.split(r"[./]", override.key_or_group)[0] not in NOT_OURS]
-    groups = [override for override in ours if (conf / override.key_or_group).is_dir()]
+    defaults = _default_groups(conf, config_name)
+    checked = [override for override in overrides if re.split(r"[./]", override.key_or_group)[0] not in UNCHECKED]
+    groups = [override for override in checked if (conf / override.key_or_group).is_dir()]
     for override in groups:
-        if override.is_add() and override.package is None and override.key_or_group in there:
-            raise UserError(f"+{override.key_or_group}= is chosen already: leave out the +")
+        if override.is_add() and override.package is None and override.key_or_group in defaults:
+            raise UserError(f"+{override.key_or_group}= is already chosen: leave out the +")
         _check_options(override, conf)
-    keys = [override.key_or_group for override in ours if override not in groups and not override.is_add()]
-    if not keys and all(override.key_or_group in there for override in groups):
-        return  # composing takes some tenths of a second
-    fixed = [override.input_line or "" for override in overrides if override not in ours]
+    keys = [override.key_or_group for override in checked if override not in groups and not override.is_add()]
+    if not keys and all(override.key_or_group in defaults for override in groups):
+        return  # saves composing, which takes tenths of a second
+    fixed = [override.input_line or "" for override in overrides if override not in checked]
     for config in [record] if record is not None else _compositions(groups, fixed, conf, config_name):
         values = OmegaConf.to_container(config)
         for key in keys:
             if not _is_in(values, key.split(".")):
-                raise UserError(_no_such(key, [*_keys(values), *_groups(conf)]))
+                raise UserError(_unknown_key(key, [*_keys(values), *_groups(conf)]))
 
 
 def _parsed(argument: str) -> Override:
@@ -58,61 +58,63 @@ def _parsed(argument: str) -> Override:
 # Groups ----------------------------------------------------------------------------------------------------------
 
 
-def _always_there(conf: Path, config_name: str) -> set[str]:
-    """The groups that a config chooses from, whatever is chosen."""
+def _default_groups(conf: Path, config_name: str) -> set[str]:
+    """The groups in the defaults list of a primary config."""
     defaults = yaml.safe_load((conf / f"{config_name}.yaml").read_text())["defaults"]
     return {group for entry in defaults if isinstance(entry, dict) for group in entry}
 
 
-def _options(group: Path) -> list[str]:
+def options_of(group: Path) -> list[str]:
+    """The options of a group, a folder of `conf/`."""
     return sorted(path.stem for path in group.glob("*.yaml"))
 
 
 def _check_options(override: Override, conf: Path) -> None:
     group = override.key_or_group
-    there = _options(conf / group)
-    for choice in override_values(override, there):
+    options = options_of(conf / group)
+    for choice in override_values(override, options):
         for option in choice if isinstance(choice, list) else [choice]:
             if option is not None and not (conf / group / f"{option}.yaml").is_file():
-                near = get_close_matches(str(option).lower(), there, n=1)
+                near = get_close_matches(str(option).lower(), options, n=1)
                 meant = f"Did you mean {group}={near[0]}? " if near else ""
-                raise UserError(f"{group}={option}: there is no such option. {meant}There are {', '.join(there)}")
+                raise UserError(f"{group}={option}: there is no such option. {meant}Choose from {', '.join(options)}")
 
 
 def _compositions(groups: list[Override], fixed: list[str], conf: Path, config_name: str) -> Iterator[DictConfig]:
-    """The configs of the chosen options, of each job where they are swept."""
+    """The composed configs, one for each combination of swept groups."""
     swept = [override for override in groups if override.is_sweep_override()]
     fixed = fixed + [override.input_line or "" for override in groups if override not in swept]
     names = [override.get_key_element() for override in swept]
-    choices_of = [override_values(override, _options(conf / override.key_or_group)) for override in swept]
+    choices_of = [override_values(override, options_of(conf / override.key_or_group)) for override in swept]
     with initialize_config_dir(str(conf), version_base="1.3"):
-        for choices in islice(product(*choices_of), COMBINATIONS):
+        for choices in islice(product(*choices_of), MAX_COMBINATIONS):
             chosen = [f"{name}={_as_typed(choice)}" for name, choice in zip(names, choices, strict=True)]
             try:
                 yield compose(config_name, [*fixed, *chosen])
             except HydraException as error:
-                raise UserError(_first_sentence(error)) from error
+                raise UserError(_reworded(error)) from error
 
 
 def _as_typed(choice: Any) -> str:
     return f"[{','.join(map(str, choice))}]" if isinstance(choice, list) else str(choice)
 
 
-def _first_sentence(error: HydraException) -> str:
-    said = str(error).partition("\n")[0]
-    if said.startswith("Multiple values for "):
-        return f"{said.split()[3].rstrip('.')}= is chosen already: leave out the +"
-    if said.startswith("Could not override '"):
-        group = said.split("'")[1].partition("@")[0]
-        return f"{group}=: the chosen model and data have no such part: leave it out, or choose others"
-    return said
+def _reworded(error: HydraException) -> str:
+    """The first line of Hydra's error, or our message for two common mistakes."""
+    first_line = str(error).partition("\n")[0]
+    if first_line.startswith("Multiple values for "):
+        return f"{first_line.split()[3].rstrip('.')}= is already chosen: leave out the +"
+    if first_line.startswith("Could not override '"):
+        group = first_line.split("'")[1].partition("@")[0]
+        return f"{group}=: the chosen model and data do not use this group. Leave it out, or choose others"
+    return first_line
 
 
 # Keys ------------------------------------------------------------------------------------------------------------
 
 
 def _is_in(node: Any, key: list[str]) -> bool:
-    if not key or (isinstance(node, str) and "${" in node):  # what it refers to is known only later
+    if not key or (isinstance(node, str) and "${" in node):  # an interpolation is resolved later
         return True
     if isinstance(node, Mapping):
         names = {str(name): value for name, value in node.items()}
@@ -121,7 +123,7 @@ def _is_in(node: Any, key: list[str]) -> bool:
 
 
 def _keys(node: Any, path: str = "") -> Iterator[str]:
-    """All keys below a node, inner ones included."""
+    """All keys below a node, inner and outer ones."""
     for name, value in node.items() if isinstance(node, Mapping) else ():
         if not str(name).startswith("_"):
             key = f"{path}.{name}".lstrip(".")
@@ -133,23 +135,23 @@ def _groups(conf: Path) -> list[str]:
     return [path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra"]
 
 
-def _no_such(key: str, options: list[str]) -> str:
+def _unknown_key(key: str, options: list[str]) -> str:
     name = key.rpartition(".")[2]
     if name in OTHER_WORDS:
         return f"{key}: there is no such option: {OTHER_WORDS[name]}"
-    near = nearest(key, options)
-    meant = f"Did you mean {' or '.join(near)}?" if near else f"If a class accepts it, +{key}= adds it"
-    return f"{key}: there is no such option. {meant}{'' if near else '. --help lists all'}"
+    if near := nearest(key, options):
+        return f"{key}: there is no such option. Did you mean {' or '.join(near)}?"
+    return f"{key}: there is no such option. If a class accepts it, +{key}= adds it. --help lists all"
 
 
 def nearest(key: str, options: Iterable[str], count: int = 2) -> list[str]:
-    """The options that somebody who typed a key may have meant, the likeliest ones first."""
+    """The options closest to a misspelt key, the likeliest first."""
     options = list(dict.fromkeys(options))
     name = key.rpartition(".")[2]
     same = [option for option in options if f".{option}".endswith(f".{name}")]
     same.sort(key=lambda option: option.partition(".")[0] != key.partition(".")[0])
-    found = [*same, *get_close_matches(key, options, n=count, cutoff=0.75)]
-    if not found:  # the last part alone
+    matches = [*same, *get_close_matches(key, options, n=count, cutoff=0.75)]
+    if not matches:  # compare the last part alone
         names = get_close_matches(name, {option.rpartition(".")[2] for option in options}, n=count, cutoff=0.75)
-        found = [option for option in options if option.rpartition(".")[2] in names]
-    return list(dict.fromkeys(found))[:count]
+        matches = [option for option in options if option.rpartition(".")[2] in names]
+    return list(dict.fromkeys(matches))[:count]

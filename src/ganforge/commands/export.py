@@ -1,4 +1,4 @@
-"""Handing a run's generator over: a file that was checked against PyTorch, and a card that says what it is."""
+"""Export a run's generator: a file whose output is compared with PyTorch's, and a model card."""
 
 import hashlib
 from math import inf
@@ -7,62 +7,67 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig
 
-from ganforge.experiment.build import load_run
+from ganforge.experiment.load import Trained, load_run
 from ganforge.export.formats import FORMATS, Format, check_installed
-from ganforge.export.interface import ExportModule, interface_of, split
-from ganforge.export.model_card import Subject, model_card
+from ganforge.export.interface import ExportModule, Interface, interface_of, split_inputs
+from ganforge.export.model_card import ExportedFile, model_card
 from ganforge.export.trained import TrainedGenerator
 from ganforge.models.gan import GAN
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.files import write_atomic
 
 TOLERANCE = 1e-4
-"""How far, absolutely, what a file makes may be from what PyTorch makes."""
+"""Largest absolute difference between a file's samples and PyTorch's."""
 
 
 def export(config: DictConfig) -> Path:
-    """Write a run's generator and its card, print what was written, and return the file. Raises UserError."""
+    """Write a run's generator and its model card, print their paths, and return the generator's. Raises UserError."""
     kind = FORMATS.get(config.format)
     if kind is None:
         raise UserError(f"format={config.format}: must be {', '.join(FORMATS)}")
     check_installed(f"format={config.format}", kind.writes_with)
     run, folder = Path(config.run).expanduser(), Path(config.output).expanduser()
-    record, model, checkpoint, step = load_run(run, config.checkpoint)
-    interface = interface_of(model, record)
-    content = kind.write(ExportModule(model.sampling_generator, len(interface.latents)).eval(), interface)
-    difference, shape = verified(content, kind, model)
-    path = folder / f"generator{kind.suffix}"
-    digest = hashlib.sha256(content).hexdigest()
-    subject = Subject(path.name, run, checkpoint.name, step, difference, digest, shape)
-    card = model_card(subject, record, model, interface)
+    trained = load_run(run, config.checkpoint)
+    interface = interface_of(trained.model, trained.config)
+    network = ExportModule(trained.model.sampling_generator, len(interface.latents)).eval()
+    content = kind.write(network, interface)
+    difference, shape = verify(content, kind, trained.model)
+    path, card_path = folder / f"generator{kind.suffix}", folder / "README.md"
+    card = _card(path.name, run, content, trained, interface, difference, shape)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
-        write_atomic(folder / "README.md", card.encode())
+        write_atomic(card_path, card.encode())
     except OSError as error:
         raise UserError(f"output={folder} cannot be written: {error.strerror}") from error
     print(f"{path}: {len(content) / 1e6:.3g} MB, largest difference to PyTorch {difference:.1g}")
-    print(folder / "README.md")
+    print(card_path)
     return path
 
 
-def verified(content: bytes, kind: Format, model: GAN) -> tuple[float, list[int]]:
-    """The largest difference of what a file makes to what the model makes, and the shape of one sample.
+def _card(
+    name: str, run: Path, content: bytes, trained: Trained, interface: Interface, difference: float, shape: list[int]
+) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    exported = ExportedFile(name, run, trained.checkpoint.name, trained.step, difference, digest, shape)
+    return model_card(exported, trained.config, trained.model, interface)
 
-    Raises UserError where that is more than `TOLERANCE`.
+
+def verify(content: bytes, kind: Format, model: GAN) -> tuple[float, list[int]]:
+    """Read the file back and compare its samples with the model's.
+
+    Returns the largest absolute difference and the shape of one sample. Raises UserError above `TOLERANCE`.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder, f"generator{kind.suffix}")
         path.write_bytes(content)
         generator = TrainedGenerator(*kind.read(path))
-    differences = []
-    for count, height, width in ((1, 24, 20), (3, 17, 35)):  # others than those that it was traced with
-        inputs = split(generator.interface.examples(count, height, width, seed=count), len(generator.interface.latents))
+    interface, differences = generator.interface, []
+    for count, height, width in ((1, 24, 20), (3, 17, 35)):  # not the sizes that the export was traced with
+        inputs = split_inputs(interface.examples(count, height, width, seed=count), len(interface.latents))
         expected, found = model.sample(*inputs), generator.sample(*inputs)
         difference = (found - expected).abs().max().item() if found.shape == expected.shape else inf
-        if not difference <= TOLERANCE:  # or is no number
-            raise UserError(
-                f"Nothing was written: the file makes samples that differ from PyTorch's by {difference:.3g}"
-            )
+        if not difference <= TOLERANCE:  # also true of NaN
+            raise UserError(f"Nothing was written: the file's samples differ from PyTorch's by {difference:.3g}")
         differences.append(difference)
     return max(differences), list(found.shape[1:])

@@ -1,1 +1,1 @@
-"""Runs side by side: read back, in tables, as a page."""
+"""Runs side by side: read from their folders, compared, and shown in tables and an HTML page."""

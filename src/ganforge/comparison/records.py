@@ -1,4 +1,4 @@
-"""What run folders tell about their runs, read back without making anything of them."""
+"""Read run folders, without instantiating anything that they hold."""
 
 import logging
 import re
@@ -18,7 +18,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
 from ganforge.callbacks.health import state_in
 from ganforge.callbacks.pruning import Pruning
-from ganforge.comparison.tables import plain
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.metrics.scores import better_of
 from ganforge.runs.folder import settings
@@ -28,6 +27,7 @@ from ganforge.runtime.errors import Damaged, UserError
 from ganforge.runtime.files import has_checkpoint, read_text
 from ganforge.runtime.lightning_private import is_finished
 from ganforge.runtime.overrides import key_of
+from ganforge.runtime.text import printable
 from ganforge.sweeps.job import ERROR
 
 log = logging.getLogger(__name__)
@@ -35,30 +35,30 @@ log = logging.getLogger(__name__)
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps and values."""
 
-LARGEST = 4 * 2**30
-"""Bytes of an event file that is read; a long training with its pictures makes a tenth of it."""
-SCALARS = 100_000
-"""Of a curve; more are sampled."""
-LINE = 300
-"""Characters of what is shown of an error."""
+MAX_EVENT_BYTES = 4 * 2**30
+"""Larger event files are skipped. A long training with its images writes a tenth of it."""
+MAX_POINTS = 100_000
+"""Longer curves are sampled."""
+MAX_ERROR = 300
+"""Characters shown of a job's error."""
 
 
 class Run(NamedTuple):
     folder: Path
     name: str
     settings: dict[str, Any]
-    given: set[str]
+    overridden: set[str]
     """The keys that its command line set."""
     scores: dict[str, dict[str, Any]]
-    """By metric: last and best, as in `metrics.json`, and which values are `better`."""
+    """By metric: `last` and `best` as in `metrics.json`, and which values are `better`."""
     curves: dict[str, Curve]
-    """By TensorBoard's tag."""
+    """By TensorBoard tag."""
     seconds: float
-    """Of training, pauses between a kill and going on left out."""
+    """Of training, without the time between a kill and the next start."""
     status: str
-    """Empty for a finished run."""
+    """Why the run is not finished; empty if it is."""
     health: str
-    """What was wrong with the training at its end, if anything was noticed."""
+    """The signs of trouble that lasted until the end of training; empty if there were none."""
 
     @property
     def images_per_second(self) -> float | None:
@@ -71,25 +71,25 @@ class Run(NamedTuple):
 
 
 def find_runs(runs: str | Iterable[str]) -> list[Path]:
-    """The run folders that folders and globs mean, at any depth, in natural order. Raises UserError."""
+    """The run folders below folders and globs, at any depth, in natural order. Raises UserError if there are none."""
     found: set[Path] = set()
     for entry in map(str, runs if isinstance(runs, list | ListConfig) else [runs]):
         path = Path(entry).expanduser()
-        places = [path] if path.exists() else list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        records = [record for place in places for record in place.rglob(".hydra/config.yaml")]
+        matches = [path] if path.exists() else list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        records = [record for match in matches for record in match.rglob(".hydra/config.yaml")]
         if not records:
-            raise UserError(f"runs={entry}: there is no run. Name a folder that holds some, such as logs, or a glob")
+            raise UserError(f"runs={entry}: there is no run. Name a folder that contains runs, such as logs, or a glob")
         found |= {record.parent.parent.resolve() for record in records}
-    return sorted(found, key=lambda folder: natural(str(folder)))
+    return sorted(found, key=lambda folder: natural_key(str(folder)))
 
 
-def natural(name: str) -> list[tuple[str, int]]:
-    """Orders 2 before 10."""
+def natural_key(name: str) -> list[tuple[str, int]]:
+    """A sort key that orders 2 before 10."""
     return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
-    """Raises UserError where one of them cannot be trusted."""
+    """Read every run; damaged ones are marked. Raises UserError if one cannot be trusted."""
     common = Path(commonpath([folder.parent for folder in folders]))
     return [_read(folder, str(folder.relative_to(common))) for folder in folders]
 
@@ -97,31 +97,33 @@ def read_runs(folders: list[Path]) -> list[Run]:
 def _read(folder: Path, name: str) -> Run:
     try:
         record = read_record(folder)
-        _check(record, lexists(folder / ERROR))
-        chosen, given, status = settings(folder), set(map(key_of, read_overrides(folder))), _status(folder, record)
+        _check_trust(record, lexists(folder / ERROR))
+        overridden, status = set(map(key_of, read_overrides(folder))), _status(folder, record)
         curves, seconds = _events(folder)
         metrics = read_table(folder / "metrics.json", METRICS)
-        return Run(folder, name, chosen, given, _scores(metrics), curves, seconds, status, _health(metrics))
-    except Exception as error:  # what a damaged folder makes libraries raise
-        if isinstance(error, UserError) and not isinstance(error, Damaged):  # it is not to be trusted
-            raise UserError(plain(f"{folder}: {error}")) from error
-        log.warning("%s", plain(f"{folder} holds no readable record of a run: {error!r}"))
+        return Run(
+            folder, name, settings(folder), overridden, _scores(metrics), curves, seconds, status, _health(metrics)
+        )
+    except Exception as error:  # libraries raise all kinds of errors for damaged files
+        if isinstance(error, UserError) and not isinstance(error, Damaged):  # not damaged but untrustworthy
+            raise UserError(printable(f"{folder}: {error}")) from error
+        log.warning("%s", printable(f"{folder} has no readable record: {error!r}"))
         return Run(folder, name, {}, set(), {}, {}, 0.0, "damaged: its record cannot be read", "")
 
 
-def _check(record: DictConfig, failed: bool) -> None:
+def _check_trust(record: DictConfig, has_failed: bool) -> None:
     try:
-        validate_untrusted(record)
+        validate_untrusted(record, exempt=["logger"])  # none is made here
     except OmegaConfBaseException:
-        if not failed:
-            raise  # else it may have been for just that
+        if not has_failed:  # a job may fail because its config does not resolve
+            raise
 
 
 def _status(folder: Path, record: DictConfig) -> str:
     if lexists(folder / ERROR):
         return f"failed: {_reason(folder / ERROR)}"
     if not has_checkpoint(folder):
-        return "" if (folder / "metrics.json").exists() else "not begun"
+        return "" if (folder / "metrics.json").exists() else "not started"
     try:
         path = latest_checkpoint(folder)
     except UserError:
@@ -142,15 +144,15 @@ def _status(folder: Path, record: DictConfig) -> str:
 
 
 def _reason(path: Path) -> str:
-    """What a job that failed has left of its error."""
+    """The first line of a failed job's error."""
     try:
-        return read_text(path).strip().partition("\n")[0][:LINE]
+        return read_text(path).strip().partition("\n")[0][:MAX_ERROR]
     except (UserError, FileNotFoundError):
         return f"{path.name} cannot be read"
 
 
 def _scores(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What training measured."""
+    """The scores that training wrote, without evaluate.py's."""
     entries = {name: entry for name, entry in metrics.items() if "last" in entry}
     return {
         name: {
@@ -174,7 +176,7 @@ def _events(folder: Path) -> tuple[dict[str, Curve], float]:
     points: dict[str, list[Any]] = {}
     seconds = 0.0
     for path in _event_files(folder):
-        events = EventAccumulator(str(path), size_guidance={"scalars": SCALARS, "images": 1, "tensors": 1})
+        events = EventAccumulator(str(path), size_guidance={"scalars": MAX_POINTS, "images": 1, "tensors": 1})
         events.Reload()
         found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
         for tag, values in found.items():
@@ -189,14 +191,17 @@ def _events(folder: Path) -> tuple[dict[str, Curve], float]:
 
 
 def _event_files(folder: Path) -> Iterator[Path]:
-    """One for each time that training was begun or gone on with."""
+    """One for each start or resume of training."""
     for path in sorted(folder.glob("events.out.tfevents.*")):
-        if is_file(path) and path.stat().st_size <= LARGEST:
+        if is_regular_file(path) and path.stat().st_size <= MAX_EVENT_BYTES:
             yield path
         else:
-            log.warning("%s", plain(f"{path} is left out: it is no file, or larger than {LARGEST >> 30} GiB"))
+            log.warning(
+                "%s",
+                printable(f"{path} is skipped: it is not a regular file, or larger than {MAX_EVENT_BYTES >> 30} GiB"),
+            )
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is a file itself: not a link, which may show what is elsewhere, nor a pipe, which may block."""
+def is_regular_file(path: Path) -> bool:
+    """Whether a path is a file itself, not a link (which may lead elsewhere) or a pipe (which may block)."""
     return lexists(path) and S_ISREG(path.lstat().st_mode)

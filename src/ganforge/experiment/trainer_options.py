@@ -2,17 +2,18 @@
 
 from omegaconf import DictConfig
 
+from ganforge.runtime.devices import DDP
 from ganforge.runtime.errors import UserError
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", "64-true")
 SHORT = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
-STRATEGIES = ("auto", "ddp_find_unused_parameters_true")
+STRATEGIES = ("auto", DDP)
 """Others copy the model, or want a gradient of both networks at every update."""
 
 OTHER_WORDS = {
-    "fast_dev_run": "trainer.max_steps=<n> evaluate_every=null trains a few steps",
+    "fast_dev_run": "debug=fast takes 20 steps, with a checkpoint, samples and an evaluation on the way",
     "limit_train_batches": "an epoch is all of the data here; trainer.max_steps= trains for less",
-    "overfit_batches": "an epoch is all of the data here; trainer.max_steps= trains for less",
+    "overfit_batches": "debug=overfit trains on one batch over and over, +data.overfit_batches=<n> on n",
     "limit_val_batches": "data.num_samples= is how many samples a validation measures, evaluate_every=null for none",
     "limit_test_batches": "evaluate.py measures a trained run, num_samples= samples of it",
     "limit_predict_batches": "sample.py draws from a trained run, num_samples= samples",
@@ -24,13 +25,13 @@ OTHER_WORDS = {
     "min_steps": "trainer.max_steps= is how long a run takes",
     "min_epochs": "trainer.max_steps= is how long a run takes",
     "default_root_dir": "hydra.run.dir= is the run's folder",
-    "logger": "~logger.tensorboard leaves it out, +logger.<name>= adds another",
+    "logger": "logger= chooses tensorboard, csv, wandb, none, or several: logger=[tensorboard,csv]",
     "callbacks": "+callbacks.<name>= adds one",
     "enable_checkpointing": "~callbacks.checkpoints trains without",
     "use_distributed_sampler": "the data share themselves out",
     "reload_dataloaders_every_n_epochs": "the order of the data is a function of the step",
     "gpus": "trainer.devices= is how many there are",
-    "barebones": "~logger.tensorboard, ~callbacks.<name> and evaluate_every=null leave out what takes time",
+    "barebones": "logger=none, ~callbacks.<name> and evaluate_every=null leave out what takes time",
 }
 
 

@@ -1,1 +1,1 @@
-"""Handing a generator over: files, a card about them, and what loads them."""
+"""Exported generators: the files, their model card, and how they are loaded."""

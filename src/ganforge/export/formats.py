@@ -1,4 +1,4 @@
-"""The files that a generator can be handed over in: how each is written, and read again."""
+"""The file formats of an exported generator: how each is written and read."""
 
 import logging
 import warnings
@@ -19,45 +19,45 @@ from ganforge.export.interface import ExportModule, Interface, read_interface
 from ganforge.runtime.errors import UserError
 
 Network = Callable[..., Tensor]
-"""A generator on its own, called with its inputs in their order."""
+"""A generator called with its inputs as positional tensors."""
 
 KEY = "ganforge"
-"""What the interface is called in a file's metadata."""
+"""The key of the interface in a file's metadata."""
 
 
 class Format:
-    """A kind of file, told by its `suffix`. Reading and writing take these packages of the extra `export`."""
+    """A file format. `reads_with` and `writes_with` are the packages of the extra `export` that it needs."""
 
     suffix: ClassVar[str]
     reads_with: ClassVar[tuple[str, ...]] = ()
     writes_with: ClassVar[tuple[str, ...]] = ()
 
     def write(self, network: ExportModule, interface: Interface) -> bytes:
-        """The content of a file with a network that is in eval mode."""
+        """The file's content, for a network in eval mode."""
         raise NotImplementedError
 
     def read(self, path: Path) -> tuple[Network, Interface]:
-        """Raises UserError where a file is not of ours."""
+        """Raises UserError for a file that export.py did not write."""
         raise NotImplementedError
 
 
 class ONNX(Format):
-    """A graph that onnxruntime and others run, without Python if need be."""
+    """A graph for onnxruntime and other runtimes, with or without Python."""
 
     suffix = ".onnx"
     reads_with = ("onnxruntime",)
     writes_with = ("onnx", "onnxscript", "onnxruntime")
 
     def write(self, network: ExportModule, interface: Interface) -> bytes:
-        for name in ("onnxscript", "onnx_ir"):  # which tell how they optimize
+        for name in ("onnxscript", "onnx_ir"):  # they log every optimization
             logging.getLogger(name).setLevel(logging.WARNING)
-        with quietly():
+        with _no_warnings():
             program = torch.onnx.export(
                 network,
-                _traced_with(interface),
+                _trace_inputs(interface),
                 input_names=[entry.name for entry in interface.inputs],
                 output_names=[interface.output],
-                dynamic_shapes=(tuple(_free(entry.shape, str) for entry in interface.inputs),),
+                dynamic_shapes=(tuple(_dynamic_sizes(entry.shape, str) for entry in interface.inputs),),
                 dynamo=True,
                 verbose=False,
             )
@@ -82,15 +82,15 @@ class ONNX(Format):
 
 
 class TorchExport(Format):
-    """A graph of torch's own operators: what torch compiles, also ahead of time and for C++."""
+    """A graph of torch operators, which torch also compiles ahead of time and for C++."""
 
     suffix = ".pt2"
 
     def write(self, network: ExportModule, interface: Interface) -> bytes:
-        free = tuple(_free(entry.shape, lambda _: torch.export.Dim.DYNAMIC) for entry in interface.inputs)
+        free = tuple(_dynamic_sizes(entry.shape, lambda _: torch.export.Dim.DYNAMIC) for entry in interface.inputs)
         content = BytesIO()
-        with quietly():
-            program = torch.export.export(network, _traced_with(interface), dynamic_shapes=(free,))
+        with _no_warnings():
+            program = torch.export.export(network, _trace_inputs(interface), dynamic_shapes=(free,))
             torch.export.save(program, content, extra_files={KEY: interface.text()})
         return content.getvalue()
 
@@ -101,7 +101,7 @@ class TorchExport(Format):
 
 
 class SafeTensors(Format):
-    """The weights alone, from which the generator is built again: read by ganforge, and harmless."""
+    """The weights and the generator's config, from which ganforge rebuilds it. Reading one cannot run code."""
 
     suffix = ".safetensors"
     reads_with = writes_with = ("safetensors",)
@@ -128,24 +128,25 @@ FORMATS: dict[str, Format] = {"onnx": ONNX(), "torch_export": TorchExport(), "sa
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without torch's warnings about names of axes and memory formats: what it writes is checked."""
+def _no_warnings() -> Iterator[None]:
+    """Silence torch's warnings about axis names and memory formats: export.py verifies the file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def check_installed(what: str, packages: tuple[str, ...]) -> None:
+def check_installed(purpose: str, packages: tuple[str, ...]) -> None:
+    """Raise UserError if a package is missing; `purpose` begins the message."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise UserError(f'{what} needs {", ".join(missing)}: pip install -e ".[export]"')
+        raise UserError(f'{purpose} needs {", ".join(missing)}: pip install -e ".[export]"')
 
 
-def _traced_with(interface: Interface) -> tuple[Tensor, ...]:
-    """Inputs of sizes that are no special case: a 1 would be taken for a constant."""
+def _trace_inputs(interface: Interface) -> tuple[Tensor, ...]:
+    """Inputs to trace with, of sizes above 1: torch would take a 1 for a constant."""
     return tuple(interface.examples(2, 24, 20, seed=0))
 
 
-def _free(shape: tuple[int | str, ...], size: Callable[[str], Any]) -> dict[int, Any]:
-    """The sizes that may differ, by their position."""
-    return {i: size(name) for i, name in enumerate(shape) if isinstance(name, str)}
+def _dynamic_sizes(shape: tuple[int | str, ...], size_of: Callable[[str], Any]) -> dict[int, Any]:
+    """The free sizes of a shape, by their position."""
+    return {i: size_of(name) for i, name in enumerate(shape) if isinstance(name, str)}

@@ -1,4 +1,4 @@
-"""What a generator on its own takes and makes: enough to feed it without the run that it comes from."""
+"""The inputs and output of a generator: all that is needed to call it without its run."""
 
 import json
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ganforge.data.conditions import of_attributes, of_classes
-from ganforge.experiment.build import load_data
+from ganforge.data.conditions import attribute_vectors, class_labels
+from ganforge.experiment.load import load_data
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.latents import Latent, Levels
 from ganforge.models.gan import GAN
@@ -21,7 +21,7 @@ from ganforge.runtime.text import join_names
 
 
 class Input(NamedTuple):
-    """A tensor that a generator takes. Letters in `shape` are sizes that are free, N being the same for all inputs."""
+    """A tensor that a generator takes. Letters in `shape` stand for free sizes; N is the same for all inputs."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -31,11 +31,11 @@ class Input(NamedTuple):
 
 @dataclass
 class Interface:
-    """The latents by their names, and one of `classes`, `attributes` and `channels` (of an image) or none of them.
+    """A generator's config, the configs of its latents by input name, and its condition, if it has one.
 
-    `latents` and `generator` are configs of what is to be made. `labels` says what the classes are, `names` what they
-    are called where they have names. The generator pads images to a `multiple` of pixels a side. Those of more than
-    `tile` pixels are to be made in tiles with a `margin`.
+    At most one of `classes` (a number), `attributes` (names) and `channels` (of an image) is set. `labels` describes
+    the classes, `names` lists their names if they have any. The generator pads the sides of images to a `multiple` of
+    pixels. Images with a side above `tile` pixels are generated in tiles that overlap by a `margin`.
     """
 
     generator: dict[str, Any]
@@ -53,66 +53,66 @@ class Interface:
     def __post_init__(self) -> None:
         for texts in (self.names, self.attributes):
             if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
-                raise ValueError("names and attributes are lists of texts")
+                raise ValueError("names and attributes must be lists of strings")
         if self.names is not None and len(self.names) != self.classes:
             raise ValueError(f"{len(self.names)} names for {self.classes} classes")
 
     @cached_property
     def latent(self) -> Latent | None:
-        """Raises UserError where a stranger's file asks for something else."""
-        made = [instantiate(config) for config in validate_untrusted(OmegaConf.create(self.latents)).values()]
-        if not all(isinstance(latent, Latent) for latent in made):
-            raise UserError("The latents in this file are not classes of ganforge.latents")
-        return Levels(made) if len(made) > 1 else made[0] if made else None
+        """All latents as one. Raises UserError if they are not of ganforge.latents, as in an untrusted file."""
+        latents = [instantiate(config) for config in validate_untrusted(OmegaConf.create(self.latents)).values()]
+        if not all(isinstance(latent, Latent) for latent in latents):
+            raise UserError("This file's latents are not classes of ganforge.latents")
+        return Levels(latents) if len(latents) > 1 else latents[0] if latents else None
 
     @cached_property
     def inputs(self) -> list[Input]:
-        """The tensors that the generator takes, in their order."""
+        """The generator's inputs, in positional order."""
         latents = self.latent.levels if isinstance(self.latent, Levels) else [self.latent] if self.latent else []
-        found = [
+        entries = [
             Input(name, ("N", latent.size), "float32", latent.values)
             for name, latent in zip(self.latents, latents, strict=True)
         ]
         if self.classes:
             meaning = f": {self.labels}" if self.labels else ""
-            found.append(Input("label", ("N",), "int64", f"0 to {self.classes - 1}{meaning}"))
+            entries.append(Input("label", ("N",), "int64", f"0 to {self.classes - 1}{meaning}"))
         elif self.attributes:
             shape = ("N", len(self.attributes))
-            found.append(Input("attributes", shape, "float32", f"0 or 1 for each of {', '.join(self.attributes)}"))
+            entries.append(Input("attributes", shape, "float32", f"0 or 1 for each of {', '.join(self.attributes)}"))
         elif self.channels:
-            found.append(Input("image", ("N", self.channels, "H", "W"), "float32", "in [-1, 1]"))
-        return found
+            entries.append(Input("image", ("N", self.channels, "H", "W"), "float32", "in [-1, 1]"))
+        return entries
 
     def conditions(self, labels: Sequence[Any] | None) -> Tensor | None:
-        """What labels stand for; null for those that previews show. Raises UserError."""
+        """The condition of each label; without labels, the conditions that previews show. Raises UserError."""
         if self.attributes:
-            return of_attributes(labels, self.attributes)
+            return attribute_vectors(labels, self.attributes)
         if self.classes:
-            return of_classes(labels, self.classes, self.names or ())
+            return class_labels(labels, self.classes, self.names or ())
         if labels is not None:
             raise UserError("labels: this model was trained without labels, leave them out")
         return None
 
     def examples(self, count: int, height: int, width: int, seed: int) -> list[Tensor]:
-        """Random inputs, of which images have this size beyond `multiple`: a map of one pixel is a special case."""
-        place = torch.Generator().manual_seed(seed)
-        latent = () if self.latent is None else self.latent(count, place)
-        found = list(latent) if isinstance(latent, tuple) else [latent]
+        """Random inputs. Images are `multiple` pixels larger than asked, so that no feature map has a single pixel."""
+        rng = torch.Generator().manual_seed(seed)
+        latent = () if self.latent is None else self.latent(count, rng)
+        tensors = list(latent) if isinstance(latent, tuple) else [latent]
         if self.classes:
-            found.append(torch.randint(self.classes, (count,), generator=place))
+            tensors.append(torch.randint(self.classes, (count,), generator=rng))
         elif self.attributes:
-            found.append(torch.randint(2, (count, len(self.attributes)), generator=place).float())
+            tensors.append(torch.randint(2, (count, len(self.attributes)), generator=rng).float())
         elif self.channels:
             size = (height + self.multiple, width + self.multiple)
-            found.append(torch.rand(count, self.channels, *size, generator=place).mul(2).sub(1))
-        return found
+            tensors.append(torch.rand(count, self.channels, *size, generator=rng).mul(2).sub(1))
+        return tensors
 
     def text(self) -> str:
         return json.dumps(asdict(self))
 
 
 def read_interface(text: str | None, path: Any) -> Interface:
-    """The interface in a file's metadata. Raises UserError where there is none."""
+    """Parse the interface in a file's metadata. Raises UserError if it is missing or malformed."""
     try:
         return Interface(**json.loads(text or ""))
     except (TypeError, ValueError) as error:
@@ -136,19 +136,22 @@ def interface_of(model: GAN, record: DictConfig) -> Interface:
         interface.multiple = getattr(model.generator, "multiple", 1)
         interface.tile, interface.margin = getattr(model, "tile", None), getattr(model, "margin", 0)
     elif model.condition_size is not None:
-        data = load_data(record)
-        if data.conditions().ndim > 1:
-            interface.attributes = list(data.attributes)
-        else:
-            interface.classes, interface.labels = data.num_classes, data.labels
-        if data.classes:
-            interface.names = list(data.classes)
-            interface.labels = join_names([f"{i} {name}" for i, name in enumerate(interface.names)])
-        if (interface.classes or len(interface.attributes or ())) != model.condition_size:
-            raise UserError(
-                f"This model was trained with {model.condition_size} labels, but its record describes others"
-            )
+        _add_condition(interface, load_data(record), model.condition_size)
     return interface
+
+
+def _add_condition(interface: Interface, data: Any, size: int) -> None:
+    """Describe the classes or attributes of the data. Raises UserError if the model has another number of them."""
+    if data.conditions().ndim > 1:
+        interface.attributes = list(data.attributes)
+    else:
+        interface.classes, interface.labels = data.num_classes, data.labels
+    if data.classes:
+        interface.names = list(data.classes)
+        interface.labels = join_names([f"{i} {name}" for i, name in enumerate(interface.names)])
+    found = interface.classes or len(interface.attributes or ())
+    if found != size:
+        raise UserError(f"This model was trained with {size} labels, but its record describes {found}")
 
 
 def _config(latent: Latent) -> dict[str, Any]:
@@ -156,7 +159,7 @@ def _config(latent: Latent) -> dict[str, Any]:
 
 
 class ExportModule(nn.Module):
-    """A generator that takes its `latents` and its condition, if any, one by one."""
+    """A generator with positional inputs: its latents, as many as `latents`, then its condition if it has one."""
 
     def __init__(self, generator: nn.Module, latents: int):
         super().__init__()
@@ -164,17 +167,10 @@ class ExportModule(nn.Module):
         self.latents = latents
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.generator(*split(inputs, self.latents))
+        return self.generator(*split_inputs(inputs, self.latents))
 
 
-def split(inputs: Sequence[Tensor], latents: int) -> tuple[Any, Tensor | None]:
-    """The latent, a tuple where there are several, and the condition, either None where there is none."""
+def split_inputs(inputs: Sequence[Tensor], latents: int) -> tuple[Any, Tensor | None]:
+    """The latent (a tuple if there are several, None if there is none) and the condition or None."""
     first, rest = tuple(inputs[:latents]), inputs[latents:]
     return (first if latents > 1 else first[0] if first else None), (rest[0] if rest else None)
-
-
-def conditions_of(model: GAN, config: DictConfig, labels: Sequence[Any] | None) -> Tensor | None:
-    """What labels stand for in the data of a run, null for those that its previews show; None if it knows none."""
-    if model.condition_size is None:
-        return None
-    return interface_of(model, config).conditions(None if labels is None else list(labels))

@@ -1,4 +1,4 @@
-"""A trained generator as a function, from wherever it is kept."""
+"""Load a trained generator from a run folder or an exported file, and call it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganforge.experiment.build import load_run
+from ganforge.experiment.load import load_run
 from ganforge.experiment.validate import check_seed
 from ganforge.export.formats import FORMATS, Network, check_installed
 from ganforge.export.interface import ExportModule, Input, Interface, interface_of
@@ -21,9 +21,9 @@ Labels = Sequence[Any] | Tensor | np.ndarray | int | str | None
 
 
 class TrainedGenerator(Sampler):
-    """Called as `generator(16, seed=0)`, or with images where it makes images of those; see `__call__`.
+    """Called as `generator(16, seed=0)`, or as `generator(images)` if it makes images from images; see `__call__`.
 
-    `inputs` describe the tensors that `network(*inputs)` takes, for whoever wants other latents.
+    For latents of your own: `network(*tensors)` takes what `inputs` describes.
     """
 
     def __init__(self, network: Network, interface: Interface):
@@ -35,31 +35,35 @@ class TrainedGenerator(Sampler):
     def inputs(self) -> list[Input]:
         return self.interface.inputs
 
-    def __call__(self, what: int | Tensor, seed: int = 0, labels: Labels = None) -> Tensor:
+    def __call__(self, source: int | Tensor, seed: int = 0, labels: Labels = None) -> Tensor:
         """Images (N, C, H, W) in [-1, 1], or points (N, 2).
 
-        Of a number N: the first N samples of a seed, as `sample.py` draws them; with `labels`, such as [3, 7] or
-        ["Smiling+Male"], a row of samples for each, one latent a column. Of images (N, C, h, w) in [-1, 1]: what is
-        made of them. Raises UserError.
+        source: the number N of samples, the first of the seed's, as `sample.py` draws them; or, for image-to-image
+            models, images (N, C, h, w) in [-1, 1]
+        labels: such as [3, 7] or ["Smiling+Male"]; samples form a grid with a row per label, a latent per column
+
+        Raises UserError.
         """
         if isinstance(labels, Tensor | np.ndarray):
             labels = labels.tolist()
         conditions = self.interface.conditions([labels] if isinstance(labels, int | str) else labels)
-        made = self._made_of(what) if self.interface.channels else self._drawn(what, seed, conditions)
-        return made.clamp(-1, 1) if self.interface.output == "images" else made
+        samples = self._translate(source) if self.interface.channels else self._generate(source, seed, conditions)
+        return samples.clamp(-1, 1) if self.interface.output == "images" else samples
 
-    def _drawn(self, count: Any, seed: int, conditions: Tensor | None) -> Tensor:
+    def _generate(self, count: Any, seed: int, conditions: Tensor | None) -> Tensor:
         if type(count) is not int or count < 1:
-            raise UserError("This generator draws samples from noise: say how many, such as generator(16)")
+            raise UserError("This generator draws samples from noise: call it with their number, as generator(16)")
         check_seed(seed)
         return self.samples(count, seed, conditions)[:count]
 
-    def _made_of(self, images: Any) -> Tensor:
+    def _translate(self, images: Any) -> Tensor:
         channels = self.interface.channels
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
-            raise UserError(f"This generator makes images of images: give a tensor (N, {channels}, h, w) in [-1, 1]")
+            raise UserError(
+                f"This generator makes images from images: call it with a tensor (N, {channels}, h, w) in [-1, 1]"
+            )
         if not images.is_floating_point():
-            raise UserError(f"These images are {images.dtype}: give floats in [-1, 1]")
+            raise UserError(f"These images are {images.dtype}: call it with floats in [-1, 1]")
         return self.sample(None, images.float())
 
     @torch.no_grad()
@@ -77,12 +81,12 @@ def load_generator(path: str | Path) -> TrainedGenerator:
         record, model, *_ = load_run(path)
         interface = interface_of(model, record)
         return TrainedGenerator(ExportModule(model.sampling_generator, len(interface.latents)).eval(), interface)
-    known = {entry.suffix: entry for entry in FORMATS.values()}
-    if not path.is_file() or path.suffix not in known:
-        raise UserError(f"{path} is neither a run folder nor a file that ends in {', '.join(known)}")
-    check_installed(str(path), known[path.suffix].reads_with)
+    formats = {entry.suffix: entry for entry in FORMATS.values()}
+    if not path.is_file() or path.suffix not in formats:
+        raise UserError(f"{path} is neither a run folder nor a file that ends in {', '.join(formats)}")
+    check_installed(str(path), formats[path.suffix].reads_with)
     try:
-        return TrainedGenerator(*known[path.suffix].read(path))
+        return TrainedGenerator(*formats[path.suffix].read(path))
     except UserError:
         raise
     except Exception as error:  # each library raises its own

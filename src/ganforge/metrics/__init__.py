@@ -1,1 +1,1 @@
-"""Metrics: what of, on which features, in which slot."""
+"""Metrics: feature extractors, metrics on features and on pairs, and the callback that computes them."""

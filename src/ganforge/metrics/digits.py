@@ -1,7 +1,7 @@
-"""A small classifier of digits: features and labels that need no download. Its weights are in `digits.pth`.
+"""A small classifier of MNIST digits, whose features and labels need no download. Its weights are in `digits.pth`.
 
-They were made by `python -m ganforge.metrics.digits` (torch 2.14, two CPU cores, 3 minutes), which prints the accuracy
-on MNIST's test set.
+`python -m ganforge.metrics.digits` trained them (torch 2.14, two CPU cores, 3 minutes) and printed the accuracy on the
+test set.
 """
 
 import sys
@@ -16,7 +16,7 @@ WEIGHTS = Path(__file__).with_name("digits.pth")
 
 
 class DigitClassifier(nn.Module):
-    """Grey images (N, 1, 28, 28) in [0, 1] to 64 features, of mean 0 and variance 1 on MNIST, and 10 logits."""
+    """Grey images (N, 1, 28, 28) in [0, 1] to 64 features with mean 0 and variance 1 on MNIST, and 10 logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class DigitClassifier(nn.Module):
 
 
 def train(root: str, epochs: int = 15, batch_size: int = 128, seed: int = 0) -> DigitClassifier:
-    """Adam with one cycle of the learning rate, on digits turned by up to 12 degrees and moved by up to 2 pixels."""
+    """AdamW with a one-cycle learning rate, on digits rotated by up to 12 degrees and shifted by up to 2 pixels."""
     from ganforge.data.mnist import MNIST
 
     torch.manual_seed(seed)
@@ -48,7 +48,7 @@ def train(root: str, epochs: int = 15, batch_size: int = 128, seed: int = 0) -> 
     augment = RandomAffine(12, translate=(2 / 28, 2 / 28))
     for _ in range(epochs):
         for rows in torch.randperm(len(images))[: steps // epochs * batch_size].split(batch_size):
-            batch = torch.cat([augment(part) for part in images[rows].split(8)])  # one draw for eight digits
+            batch = torch.cat([augment(part) for part in images[rows].split(8)])  # eight digits share a transformation
             loss = cross_entropy(network(batch)[1], labels[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -61,9 +61,9 @@ def train(root: str, epochs: int = 15, batch_size: int = 128, seed: int = 0) -> 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of digits (N, 1, 28, 28) uint8 that are classified right."""
-    guesses = torch.cat([network(part.float() / 255)[1].argmax(1) for part in images.split(1000)])
-    return (guesses == labels).float().mean().item()
+    """The fraction of digits (N, 1, 28, 28) uint8 that are classified correctly."""
+    predictions = torch.cat([network(part.float() / 255)[1].argmax(1) for part in images.split(1000)])
+    return (predictions == labels).float().mean().item()
 
 
 if __name__ == "__main__":

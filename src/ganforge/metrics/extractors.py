@@ -1,4 +1,4 @@
-"""Networks whose features samples are compared by. A number made of features is comparable to those of the same ones.
+"""Feature extractors. Metrics are comparable only if they use the same one.
 
 To add one: a class here, a line in `conf/extractor/`.
 """
@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 
 class Extractor(nn.Module):
-    """Called on uint8 images (N, C, H, W), or points; returns `Features`.
+    """Maps uint8 images (N, C, H, W), or points (N, 2), to `Features`.
 
-    `name` becomes part of the names of the metrics; `resize` says what is done to the images before.
+    `name` becomes part of the names of the metrics. `resize` describes how the images are resized first.
     """
 
     name = ""
@@ -36,25 +36,25 @@ class Extractor(nn.Module):
     def forward(self, samples: Tensor) -> Features:
         raise NotImplementedError
 
-    def features_of(self, samples: Tensor | list[Tensor], device: torch.device) -> Features:
-        """Features of samples on any device; images (C, H, W) in a list may differ in size."""
+    def extract(self, samples: Tensor | list[Tensor], device: torch.device) -> Features:
+        """Features on `device`, of samples on any device; a list of images (C, H, W) may have different sizes."""
         with _full_float32():
-            return self._features_of(samples, device)
+            return self._extract(samples, device)
 
-    def _features_of(self, samples: Tensor | list[Tensor], device: torch.device) -> Features:
+    def _extract(self, samples: Tensor | list[Tensor], device: torch.device) -> Features:
         if isinstance(samples, Tensor):
             return self(samples.to(device))
-        alike: dict[torch.Size, list[int]] = {}
+        by_shape: dict[torch.Size, list[int]] = {}
         for i, image in enumerate(samples):
-            alike.setdefault(image.shape, []).append(i)
-        found = [self(torch.stack([samples[i] for i in rows]).to(device)) for rows in alike.values()]
-        order = torch.tensor([i for rows in alike.values() for i in rows], device=device).argsort()
-        features, logits = zip(*found, strict=True)
+            by_shape.setdefault(image.shape, []).append(i)
+        batches = [self(torch.stack([samples[i] for i in rows]).to(device)) for rows in by_shape.values()]
+        order = torch.tensor([i for rows in by_shape.values() for i in rows], device=device).argsort()
+        features, logits = zip(*batches, strict=True)
         return Features(torch.cat(features)[order], None if logits[0] is None else torch.cat(logits)[order])
 
     @property
     def digest(self) -> str:
-        """Tells these weights from others."""
+        """Identifies the network and its weights."""
         digest = hashlib.sha256(self.name.encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -64,17 +64,16 @@ class Extractor(nn.Module):
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Without TF32, torch's default in the convolutions of a GPU: density moved by 1% with it, where a distance to a
-    neighbour is near the bound."""
-    switches: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = False
+    """Disable TF32, which torch enables for the convolutions of a GPU: it changed density by 1%."""
+    backends: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
     try:
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
 
 
 class Points(Extractor):
@@ -85,9 +84,9 @@ class Points(Extractor):
 
 
 class Inception(Extractor):
-    """The Inception-v3 of published FID and IS, by torch-fidelity 0.4: 2048 features and 1008 logits.
+    """The Inception-v3 of published FID and IS, from torch-fidelity 0.4: 2048 features and 1008 logits.
 
-    `weights` is torch-fidelity's file weights-inception-2015-12-05-6726825d.pth; null: it is fetched.
+    `weights` is torch-fidelity's file weights-inception-2015-12-05-6726825d.pth; None downloads it.
     """
 
     name = "inception"
@@ -106,12 +105,12 @@ class Inception(Extractor):
         except UserError as error:
             raise UserError(f"Inception: {error}. Or use extractor=efficientnet_lite0, digits or file") from error
         try:
-            torch.load(file, weights_only=True)  # torch-fidelity would run what a stranger's file wants run
+            torch.load(file, weights_only=True)  # refuse a malicious file, whose code torch-fidelity would run
             self.network = FeatureExtractorInceptionV3(self.name, ["2048", "logits_unbiased"], str(file))
-        except Exception as error:  # whatever is wrong with it
-            raise UserError(f"{file} does not hold Inception's weights as torch-fidelity has them") from error
+        except Exception as error:  # a damaged or different file raises errors of many kinds
+            raise UserError(f"{file} does not hold torch-fidelity's weights of Inception") from error
         self._digest = super().digest
-        # together up to twice as fast on CPUs
+        # fused BatchNorm and channels_last together are up to twice as fast on CPUs
         for module in self.network.modules():
             if isinstance(module, BasicConv2d):
                 module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
@@ -127,10 +126,10 @@ class Inception(Extractor):
 
 
 class Digits(Extractor):
-    """A small classifier of MNIST's digits that comes with the package: 64 features, 10 logits."""
+    """A small classifier of MNIST digits that comes with the package: 64 features, 10 logits."""
 
     name = "digits"
-    resize = "28 x 28 grey, bilinear, antialiased, where not so already"
+    resize = "28 x 28 grey, bilinear, antialiased, unless already that size"
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,20 +144,20 @@ class Digits(Extractor):
 
 
 class StackedDigits(Digits):
-    """The classifier of digits on each of three channels: 192 features, logits (N, 3 * 10)."""
+    """The digit classifier on each of three channels: 192 features, logits (N, 3 * 10)."""
 
     name = "stacked_digits"
 
     def forward(self, samples: Tensor) -> Features:
         if samples.shape[1] != 3:
-            raise UserError("extractor=stacked_digits looks at images of three channels, a digit each")
-        found = super().forward(samples.flatten(0, 1).unsqueeze(1))
-        assert found.logits is not None
-        return Features(found.features.unflatten(0, (-1, 3)).flatten(1), found.logits.unflatten(0, (-1, 3)).flatten(1))
+            raise UserError("extractor=stacked_digits needs images with three channels, one digit each")
+        features, logits = super().forward(samples.flatten(0, 1).unsqueeze(1))
+        assert logits is not None
+        return Features(features.unflatten(0, (-1, 3)).flatten(1), logits.unflatten(0, (-1, 3)).flatten(1))
 
 
 class EfficientNetLite0(Extractor):
-    """EfficientNet-Lite0 (ImageNet) from two small packages on PyPI, so it needs no hub: 1280 features, 1000 logits."""
+    """EfficientNet-Lite0 (ImageNet) from two small packages on PyPI, no hub needed: 1280 features, 1000 logits."""
 
     name = "efficientnet_lite0"
     resize = "224 x 224, bilinear, antialiased"
@@ -184,13 +183,13 @@ class EfficientNetLite0(Extractor):
 
 
 class File(Extractor):
-    """A network of one's own, as TorchScript or torch.export: uint8 images (N, C, H, W) to features, or to features
-    and logits.
+    """Your own network, saved by TorchScript or torch.export: uint8 images (N, C, H, W) to features (N, D), or to
+    features and logits (N, K).
 
-    Loading such a file may run code of whoever made it: name only files that you trust.
+    Loading a file can run code in it: use only files that you trust.
     """
 
-    resize = "none before the network of the file"
+    resize = "none outside the network"
 
     def __init__(self, path: str, name: str | None = None):
         super().__init__()
@@ -203,26 +202,28 @@ class File(Extractor):
                 self.network = torch.export.load(self.path).module()
             else:
                 self.network = torch.jit.load(self.path, map_location="cpu")
-        except Exception as error:  # whatever is wrong with it
+        except Exception as error:  # a damaged or different file raises errors of many kinds
             raise UserError(
                 f"extractor.path={path} is neither TorchScript nor torch.export (.pt2): {first_line(error)}"
             ) from error
 
     def forward(self, samples: Tensor) -> Features:
         try:
-            found = self.network(samples)
-            found = Features(*found) if isinstance(found, tuple | list) else Features(found)
-            is_right = found.features.ndim == 2 and len(found.features) == len(samples)
-        except Exception as error:  # whatever a network of one's own raises
-            raise UserError(self._wrong(samples, first_line(error))) from error
-        if not is_right or not found.features.isfinite().all():
-            raise UserError(self._wrong(samples, f"got {tuple(found.features.shape)}, or not finite numbers"))
-        return found
+            output = self.network(samples)
+            output = Features(*output) if isinstance(output, tuple | list) else Features(output)
+            has_right_shape = output.features.ndim == 2 and len(output.features) == len(samples)
+        except Exception as error:  # a user's network may raise anything
+            raise UserError(self._message(samples, first_line(error))) from error
+        if not has_right_shape:
+            raise UserError(self._message(samples, f"it returned features {tuple(output.features.shape)}"))
+        if not output.features.isfinite().all():
+            raise UserError(self._message(samples, "it returned features that are not finite"))
+        return output
 
-    def _wrong(self, samples: Tensor, reason: str) -> str:
+    def _message(self, samples: Tensor, reason: str) -> str:
         return (
-            f"extractor.path={self.path} must make features (N, D), or features and logits (N, K), of uint8 images "
-            f"{tuple(samples.shape)}: {reason}"
+            f"extractor.path={self.path} must turn uint8 images {tuple(samples.shape)} into features (N, D), or "
+            f"features and logits (N, K): {reason}"
         )
 
     @property
@@ -230,16 +231,19 @@ class File(Extractor):
         return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
 
 
-def frozen(extractor: Extractor) -> Extractor:
-    """The extractor without gradients, and in eval mode for good."""
+def freeze(extractor: Extractor) -> Extractor:
+    """Disable gradients and put all modules into eval mode."""
     extractor.requires_grad_(False)
     for module in extractor.modules():
-        module.training = False  # not eval(), which an exported network refuses
+        module.training = False  # an exported network refuses eval()
     return extractor
 
 
-def suitable(shape: Sequence[int]) -> Extractor | None:
-    """What suits data of a shape where no extractor is named: Inception unless its weights cannot be had."""
+def default_extractor(shape: Sequence[int]) -> Extractor | None:
+    """The extractor for samples of a shape: points, digits for 28-pixel grey images, else Inception.
+
+    None, with a warning, if Inception's weights are not available.
+    """
     if len(shape) == 1:
         return Points()
     if tuple(shape) == (1, 28, 28):
@@ -253,4 +257,5 @@ def suitable(shape: Sequence[int]) -> Extractor | None:
 
 
 def as_rgb(images: Tensor) -> Tensor:
+    """Images (N, 1 or 3, H, W) with 3 channels."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

@@ -1,6 +1,6 @@
-"""Numbers made of features: how far generated samples are from real ones, how good and how varied they are.
+"""Metrics computed from features: the distance of generated to real samples, their quality and their diversity.
 
-To add one: a class here, a line in `conf/metrics/`. torchmetrics' own need the line only.
+To add one: a class here, a line in `conf/metrics/`. A metric of torchmetrics needs only the line.
 """
 
 import logging
@@ -20,39 +20,39 @@ log = logging.getLogger(__name__)
 
 
 class FeatureMetric:
-    """A number, or several, made of the statistics of generated samples, and of real ones."""
+    """One or more scores from the statistics of generated and real samples."""
 
     scores: ClassVar[Mapping[str, Better]] = {}
-    """The names of the numbers, and which are better: higher ones (True), lower ones (False), those nearer to 1.0."""
+    """The names of the scores, and which values are better (see `Better`)."""
     needs_samples: ClassVar[bool] = True
-    """Whether single features are looked at, or mean and covariance are enough."""
+    """Whether `compute` uses the features of single samples, beyond their mean and covariance."""
     extractor: ClassVar[type[Extractor]] = Extractor
-    """Whose features it is made of."""
+    """The kind of extractor that the metric needs."""
 
     def sizes(self, data: TensorData) -> list[int | None]:
-        """Sizes that images are made smaller to before their features are made; None: as they are."""
+        """The sizes to which images are downsampled before extraction; None is full size."""
         return [None]
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
-        """The numbers by name; none where the samples lack what they are made of, such as labels."""
+        """The scores by name; empty if the samples lack something, such as labels or enough samples."""
         raise NotImplementedError
 
 
 class FrechetDistance(FeatureMetric):
-    """The distance of two Gaussians with the means and covariances of the features: FID (Heusel et al., 2017)."""
+    """FID: the Fréchet distance between two Gaussians fitted to the features (Heusel et al., 2017)."""
 
     scores: ClassVar = {"fid": False}
     needs_samples = False
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
-        size = len(fake.mean)
-        if min(fake.size, real.size) <= size:
+        dimension = len(fake.mean)
+        if min(fake.size, real.size) <= dimension:
             log.warning(
-                "fid: %d generated and %d real samples are too few for %d features, so the number is too high, and to "
-                "be compared at these counts only",
+                "fid: %d generated and %d real samples are too few for %d features, so the value is too high. Compare "
+                "it only with values from as many samples",
                 fake.size,
                 real.size,
-                size,
+                dimension,
             )
         return {"fid": frechet_distance(fake.mean, fake.covariance, real.mean, real.covariance)}
 
@@ -60,18 +60,18 @@ class FrechetDistance(FeatureMetric):
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with means (D,) and covariances (D, D) in float64.
 
-    With S = R R^T the last trace is the sum of the singular values of R1^T R2: no root of a matrix, whose rounding
-    errors would be roots as well, and nothing that singular covariances break.
+    With S = R R^T the last trace is the sum of the singular values of R1^T R2. This avoids the square root of a matrix,
+    which amplifies rounding errors, and works for singular covariances.
     """
-    shared = torch.linalg.svdvals(_root(covariance).T @ _root(other_covariance)).sum()
-    spread = covariance.trace() + other_covariance.trace()
-    distance = (mean - other_mean).square().sum() + spread - 2 * shared
-    rounding = len(mean) * torch.finfo(mean.dtype).eps * spread
+    cross = torch.linalg.svdvals(_root(covariance).T @ _root(other_covariance)).sum()
+    variance = covariance.trace() + other_covariance.trace()
+    distance = (mean - other_mean).square().sum() + variance - 2 * cross
+    rounding = len(mean) * torch.finfo(mean.dtype).eps * variance
     return distance.item() if distance > rounding else 0.0
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """R with R R^T = covariance, which may be singular."""
+    """R with R R^T = covariance; the covariance may be singular."""
     root, failed = torch.linalg.cholesky_ex(covariance)
     if not failed:
         return root
@@ -81,9 +81,9 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 class KernelDistance(FeatureMetric):
-    """The squared maximum mean discrepancy with a cubic kernel, unbiased, over subsets: KID (Binkowski et al., 2018).
+    """KID: unbiased squared maximum mean discrepancy, cubic kernel, averaged over subsets (Bińkowski et al., 2018).
 
-    By torch-fidelity, which draws the subsets from a seed of its own.
+    Computed by torch-fidelity, which draws the subsets from a seed of its own.
     """
 
     scores: ClassVar = {"kid": False}
@@ -98,16 +98,16 @@ class KernelDistance(FeatureMetric):
         size = min(self.subset_size, len(fake.features), len(real.features))
         if size < 2:
             return {}
-        found = kid_features_to_metric(
+        result = kid_features_to_metric(
             fake.features, real.features, kid_subsets=self.subsets, kid_subset_size=size, verbose=False
         )
-        return {"kid": found[KEY_METRIC_KID_MEAN]}
+        return {"kid": result[KEY_METRIC_KID_MEAN]}
 
 
 class InceptionScore(FeatureMetric):
-    """exp of the mean divergence of a sample's classes from those of all, over splits: IS (Salimans et al., 2016).
+    """IS: exp of the mean KL divergence between conditional and marginal class distributions (Salimans et al., 2016).
 
-    By torch-fidelity, which shuffles the samples before it splits them.
+    Computed by torch-fidelity as the mean over splits of the shuffled samples.
     """
 
     scores: ClassVar = {"is": True}
@@ -125,14 +125,15 @@ class InceptionScore(FeatureMetric):
 
 
 class Neighbourhoods(FeatureMetric):
-    """Whether generated and real samples lie among each other; a ball reaches from a sample to its k-th neighbour.
+    """Precision, recall, density and coverage. The ball of a sample reaches to its k-th nearest neighbour.
 
-    precision: share of generated samples in some real sample's ball, k = 3 (Kynkaanniemi et al., 2019)
-    recall: share of real samples in some generated sample's ball, k = 3
-    density: how many real balls a generated sample lies in, of k = 5 expected (Naeem et al., 2020)
-    coverage: share of real balls, k = 5, that a generated sample lies in; outliers move these two less
+    precision: the fraction of generated samples in a real ball, k = 3 (Kynkäänniemi et al., 2019)
+    recall: the fraction of real samples in a generated ball, k = 3
+    density: the mean number of real balls around a generated sample, divided by k = 5 (Naeem et al., 2020)
+    coverage: the fraction of real balls that contain a generated sample, k = 5
 
-    On at most `samples` of each. Precision and recall are torch-fidelity's, in a fifth of the time.
+    Density and coverage are less sensitive to outliers. At most `samples` of each side are used. Precision and recall
+    equal torch-fidelity's in a fifth of the time.
     """
 
     scores: ClassVar = {"precision": True, "recall": True, "density": True, "coverage": True}
@@ -143,49 +144,51 @@ class Neighbourhoods(FeatureMetric):
         self.samples = samples
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
-        fakes, reals = spread(fake.features, self.samples), spread(real.features, self.samples)
+        fakes, reals = subsample(fake.features, self.samples), subsample(real.features, self.samples)
         if min(len(fakes), len(reals)) <= max(self.neighbours):
             return {}
         fake_radii = _radii(fakes, self.neighbours)[:, 0]
         real_radii = _radii(reals, self.neighbours)
-        precise, inside = torch.zeros(len(fakes), dtype=torch.bool), torch.zeros(len(fakes))
-        recalled, covered = [], []
-        for rows in torch.arange(len(reals)).split(BLOCK):
+        is_precise, balls = torch.zeros(len(fakes), dtype=torch.bool), torch.zeros(len(fakes))
+        is_recalled, is_covered = [], []
+        for rows in torch.arange(len(reals)).split(DISTANCE_ROWS):
             distances = torch.cdist(reals[rows], fakes)
             small, large = real_radii[rows].unsqueeze(2).unbind(1)
-            precise |= (distances <= small).any(0)
-            recalled.append((distances <= fake_radii).any(1))
+            is_precise |= (distances <= small).any(0)
+            is_recalled.append((distances <= fake_radii).any(1))
             within = distances < large
-            inside += within.sum(0)
-            covered.append(within.any(1))
+            balls += within.sum(0)
+            is_covered.append(within.any(1))
         return {
-            "precision": precise.double().mean().item(),
-            "recall": torch.cat(recalled).double().mean().item(),
-            "density": inside.double().mean().item() / self.neighbours[1],
-            "coverage": torch.cat(covered).double().mean().item(),
+            "precision": is_precise.double().mean().item(),
+            "recall": torch.cat(is_recalled).double().mean().item(),
+            "density": balls.double().mean().item() / self.neighbours[1],
+            "coverage": torch.cat(is_covered).double().mean().item(),
         }
 
 
-BLOCK = 1000
-"""Rows of a matrix of distances that are in memory at once."""
+DISTANCE_ROWS = 1000
+"""Rows of a distance matrix that are in memory at once."""
 
 
 def _radii(features: Tensor, neighbours: tuple[int, ...]) -> Tensor:
-    """Distances (N, len(neighbours)) to the k-th neighbours; the nearest sample is the sample itself."""
-    farthest = max(neighbours) + 1
-    found = [torch.cdist(rows, features).topk(farthest, largest=False).values for rows in features.split(BLOCK)]
-    return torch.cat(found)[:, list(neighbours)]
+    """Distances (N, len(neighbours)) to the k-th nearest neighbours, not counting the sample itself."""
+    nearest = [
+        torch.cdist(rows, features).topk(max(neighbours) + 1, largest=False).values
+        for rows in features.split(DISTANCE_ROWS)
+    ]
+    return torch.cat(nearest)[:, list(neighbours)]  # column 0 is the sample itself
 
 
-def spread(rows: Tensor, count: int) -> Tensor:
-    """At most `count` rows, evenly spread."""
+def subsample(rows: Tensor, count: int) -> Tensor:
+    """At most `count` rows, evenly spaced."""
     if len(rows) <= count:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
 
 
 class Diversity(FeatureMetric):
-    """Root mean square distance of two generated samples' features, as a part of that of real ones: 0 is all alike."""
+    """Root mean square distance between generated samples' features, relative to real samples: 0 if all are alike."""
 
     scores: ClassVar = {"diversity": 1.0}
     needs_samples = False
@@ -195,82 +198,86 @@ class Diversity(FeatureMetric):
 
 
 class Classes(FeatureMetric):
-    """Effective number of the classes that the extractor's classifier sees in generated samples, as a part of that in
-    real ones."""
+    """Effective number of classes that the extractor predicts for generated samples, relative to real samples."""
 
     scores: ClassVar = {"classes": 1.0}
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
         if fake.logits is None or real.logits is None:
             return {}
-        drawn, given = (effective_number(logits.argmax(1).bincount()) for logits in (fake.logits, real.logits))
-        return {"classes": drawn / given}
+        fakes, reals = (effective_number(logits.argmax(1).bincount()) for logits in (fake.logits, real.logits))
+        return {"classes": fakes / reals}
 
 
 def effective_number(counts: Tensor) -> float:
-    """exp of the entropy: how many classes there would be, were they even."""
-    shares = counts.double() / counts.sum()
-    return torch.special.entr(shares).sum().exp().item()
+    """exp of the entropy of a histogram: the number of classes if all were equally frequent."""
+    frequencies = counts.double() / counts.sum()
+    return torch.special.entr(frequencies).sum().exp().item()
 
 
-# Where samples have labels ---------------------------------------------------------------------------------------
+# Samples with labels ---------------------------------------------------------------------------------------------
 
 
 class ClassAccuracy(FeatureMetric):
-    """Share of conditional samples that the extractor's classifier takes for what they were asked to be."""
+    """The fraction of conditional samples that the extractor's classifier assigns to their label."""
 
     scores: ClassVar = {"class_accuracy": True}
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
-        if fake.labels is None or _accuracy(real, data) < 0.5:  # the classifier knows other classes than these
+        if fake.labels is None or _accuracy(real, data) < 0.5:  # the classifier has other classes than the data
             return {}
         return {"class_accuracy": _accuracy(fake, data)}
 
 
 def _accuracy(samples: Statistics, data: TensorData) -> float:
-    """Share of samples that the extractor's classifier takes for what their labels say; 0 where it has others."""
+    """The fraction of samples that the classifier assigns to their label; 0 if it has another number of classes."""
     if samples.logits is None or samples.labels is None or samples.logits.shape[1] != data.num_classes:
         return 0.0
     return (samples.logits.argmax(1) == samples.labels).double().mean().item()
 
 
 class ClassFrechetDistance(FeatureMetric):
-    """The Fréchet distance within each of at most 100 classes, and their mean."""
+    """The Fréchet distance within each class, and the mean over classes; for at most 100 classes."""
 
     scores: ClassVar = {"class_fid": False}
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
         if fake.labels is None or real.labels is None or not 1 < (data.num_classes or 0) <= 100:
             return {}
-        found = {}
+        distances = {}
         for label in range(data.num_classes or 0):
             sets = [side.features[side.labels == label].double() for side in (fake, real)]
             if min(map(len, sets)) > 1:
                 moments = [moment for features in sets for moment in (features.mean(0), torch.cov(features.T))]
-                found[f"class_fid/{label}"] = frechet_distance(*moments)
-        return {"class_fid": sum(found.values()) / len(found), **found} if found else {}
+                distances[f"class_fid/{label}"] = frechet_distance(*moments)
+        return {"class_fid": sum(distances.values()) / len(distances), **distances} if distances else {}
 
 
 class StackedModes(FeatureMetric):
-    """How many of the thousand triples of digits were drawn, and the divergence of their frequencies from the real
-    ones in nats (Metz et al., 2017)."""
+    """Modes of stacked MNIST (Metz et al., 2017).
+
+    modes: the number of generated digit triples, of 1000
+    kl: the KL divergence of their frequencies from those of real samples, in nats
+    classes: the effective number of triples, relative to real samples
+    """
 
     scores: ClassVar = {"modes": True, "kl": False, "classes": 1.0}
     extractor = StackedDigits
 
     def compute(self, fake: Statistics, real: Statistics, data: TensorData) -> dict[str, float]:
-        drawn, given = (_frequencies(side.logits) for side in (fake, real))
-        seen = drawn > 0
-        # a mode that real samples lack counts as if it had been seen half a time
-        given = given.clamp_min(0.5 / real.size)
+        fakes, reals = (_frequencies(side.logits) for side in (fake, real))
+        is_generated = fakes > 0
+        # a mode that no real sample has counts as half a sample
+        reals = reals.clamp_min(0.5 / real.size)
         return {
-            "modes": int(seen.sum()),
-            "kl": (drawn[seen] * (drawn[seen] / given[seen]).log()).sum().item(),
-            "classes": effective_number(drawn) / effective_number(given),
+            "modes": int(is_generated.sum()),
+            "kl": (fakes[is_generated] * (fakes[is_generated] / reals[is_generated]).log()).sum().item(),
+            "classes": effective_number(fakes) / effective_number(reals),
         }
 
 
 def _frequencies(logits: Tensor | None) -> Tensor:
+    """The frequencies (1000,) of the predicted digit triples."""
     assert logits is not None
     digits = logits.unflatten(1, (3, 10)).argmax(2)
     triples = (digits * torch.tensor([100, 10, 1])).sum(1)

@@ -1,4 +1,4 @@
-"""The Fréchet distance of images made as small as the coarser levels of a pyramid."""
+"""The Fréchet distance of images downsampled to the coarser levels of a Laplacian pyramid."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -10,19 +10,19 @@ from ganforge.data.base import TensorData
 from ganforge.metrics.extractors import Extractor
 from ganforge.metrics.features import FrechetDistance
 from ganforge.metrics.statistics import Features
-from ganforge.networks.lapgan import levels_of
+from ganforge.networks.lapgan import level_sizes
 from ganforge.runtime.errors import UserError
 
 
-class Coarse(Extractor):
-    """An extractor that sees images of `size` pixels, enlarged again: finer detail does not count."""
+class Downsampled(Extractor):
+    """Features of images downsampled to `size` pixels and enlarged again, so that finer detail does not count."""
 
     def __init__(self, extractor: Extractor, size: int):
         super().__init__()
         self.extractor = extractor
         self.name = extractor.name
         self.size = size
-        self.resize = f"{size} x {size} and as before, bilinear, antialiased, then {extractor.resize}"
+        self.resize = f"{size} x {size} and back, bilinear, antialiased, then {extractor.resize}"
 
     def forward(self, samples: Tensor) -> Features:
         small = interpolate(samples.float(), (self.size, self.size), mode="bilinear", antialias=True)
@@ -34,7 +34,7 @@ class Coarse(Extractor):
 
 
 class LevelDistance(FrechetDistance):
-    """FID at each of the coarser `sizes`; null: those of a LAPGAN unless told otherwise."""
+    """FID at each of the coarser `sizes`; None takes LAPGAN's default levels. The last size is the full one."""
 
     scores: ClassVar = {"level_fid": False}
 
@@ -43,6 +43,6 @@ class LevelDistance(FrechetDistance):
 
     def sizes(self, data: TensorData) -> list[int | None]:
         try:
-            return [*levels_of(data.shape[-1], self.levels)[:-1]]
+            return [*level_sizes(data.shape[-1], self.levels)[:-1]]
         except ValueError as error:
             raise UserError(f"level_fid: {error}") from error

@@ -1,4 +1,4 @@
-"""Numbers for images that have a right answer: super-resolution, colourising, denoising."""
+"""Full-reference metrics, for super-resolution, colourisation and denoising."""
 
 import logging
 from typing import ClassVar
@@ -16,17 +16,18 @@ from ganforge.runtime.errors import UserError
 log = logging.getLogger(__name__)
 
 LUMA = (65.481, 128.553, 24.966)
-"""ITU-R BT.601 with 16 to 235, as MATLAB's rgb2ycbcr."""
+"""Weights of R, G and B in luma: ITU-R BT.601 with a range of 16 to 235, as in MATLAB's rgb2ycbcr."""
 
 
 class PairMetric:
-    """Called on uint8 images (N, C, H, W), made ones and right ones; returns a number for each (N,).
+    """Maps generated and real uint8 images (N, C, H, W) to a score for each (N,).
 
-    `border` pixels at each side are left out; null: as many as the scale, where images are enlarged.
+    `border` pixels on each side are ignored; None ignores `scale` pixels for enlarged images, and none otherwise.
     """
 
     higher_is_better: ClassVar[bool] = True
     is_available = True
+    """False if weights are missing: the metric is then left out."""
 
     def __init__(self, border: int | None = None):
         if border is not None and border < 0:
@@ -39,12 +40,13 @@ class PairMetric:
         return self.compare(fake[..., inside, inside], real[..., inside, inside])
 
     def compare(self, fake: Tensor, real: Tensor) -> Tensor:
+        """The scores (N,) of images without their border."""
         raise NotImplementedError
 
 
-class Fidelity(PairMetric):
-    """A comparison of pixels, on the luma of the images (`space="y"`, rounded, as published for super-resolution), or
-    on all channels (`space="rgb"`)."""
+class PixelMetric(PairMetric):
+    """A comparison of pixels: of the rounded luma (`space="y"`), as published for super-resolution, or of all channels
+    (`space="rgb"`)."""
 
     def __init__(self, space: str, border: int | None = None):
         super().__init__(border)
@@ -58,16 +60,16 @@ class Fidelity(PairMetric):
         return super().__call__(fake.double(), real.double(), scale)
 
 
-class PSNR(Fidelity):
+class PSNR(PixelMetric):
     """Peak signal-to-noise ratio in dB, with a peak of 255; infinite for equal images."""
 
     def compare(self, fake: Tensor, real: Tensor) -> Tensor:
         return peak_signal_noise_ratio(fake, real, data_range=255.0, reduction="none", dim=(1, 2, 3))
 
 
-class SSIM(Fidelity):
-    """Structural similarity (Wang et al., 2004): 11 x 11 windows with a standard deviation of 1.5, only where they lie
-    within the image, as the authors' own code."""
+class SSIM(PixelMetric):
+    """Structural similarity (Wang et al., 2004): Gaussian windows of 11 x 11 pixels with a standard deviation of 1.5,
+    without padding, as in the authors' code."""
 
     def compare(self, fake: Tensor, real: Tensor) -> Tensor:
         if min(real.shape[-2:]) < 11:
@@ -81,8 +83,8 @@ class SSIM(Fidelity):
 class LPIPS(PairMetric):
     """Learned perceptual similarity, version 0.1 with AlexNet (Zhang et al., 2018).
 
-    The heads come with torchmetrics. `weights` is a file with AlexNet's convolutions, or all of AlexNet, from
-    torchvision; without it torchvision's is fetched, and where that cannot be had the number is left out.
+    The linear heads come with torchmetrics. `weights` is torchvision's file of AlexNet, or of its convolutions alone;
+    None downloads it, and leaves the metric out if that fails.
     """
 
     higher_is_better = False
@@ -108,7 +110,7 @@ class LPIPS(PairMetric):
         state = torch.load(file, weights_only=True, map_location="cpu")
         state = {name.removeprefix("features."): value for name, value in state.items()}
         network = _LPIPS(net="alex", pnet_rand=True)
-        try:  # torchmetrics calls a layer slice2.3 that torchvision calls 3
+        try:  # torchmetrics prefixes torchvision's names: slice2.3 is 3
             network.net.load_state_dict({name: state[name.partition(".")[2]] for name in network.net.state_dict()})
         except (KeyError, RuntimeError) as error:
             raise UserError(f"metrics.paired.lpips.weights={file} does not hold AlexNet's convolutions") from error
@@ -121,7 +123,7 @@ class LPIPS(PairMetric):
 
 
 def luma(images: Tensor) -> Tensor:
-    """uint8 (N, 1 or 3, H, W) to (N, 1, H, W), rounded; grey images are taken as they are."""
+    """Luma (N, 1, H, W), rounded, of RGB uint8 images (N, 3, H, W); grey images are returned unchanged."""
     if images.shape[1] == 1:
         return images
     weights = torch.tensor(LUMA, dtype=torch.float64, device=images.device).view(3, 1, 1) / 255

@@ -1,4 +1,4 @@
-"""Numbers for points, where the truth is known."""
+"""Metrics for points, whose distribution is known."""
 
 from math import pi
 from typing import ClassVar
@@ -14,10 +14,11 @@ from ganforge.metrics.statistics import Statistics
 
 
 class Modes(FeatureMetric):
-    """For mixtures: the modes that have a sample of high quality, one within `radius` standard deviations, and the
-    share of such samples (Srivastava et al., 2017).
+    """Mode coverage of mixtures (Srivastava et al., 2017).
 
-    classes: effective number of the modes that samples are next to, as a part of all
+    high_quality: the fraction of samples within `radius` standard deviations of a mode
+    modes: the number of modes with a high-quality sample
+    classes: the effective number of nearest modes, divided by the number of modes
     """
 
     scores: ClassVar = {"modes": True, "high_quality": True, "classes": 1.0}
@@ -30,18 +31,17 @@ class Modes(FeatureMetric):
         if not isinstance(data, Mixture):
             return {}
         distance, mode = torch.cdist(fake.features, data.centres()).min(1)
-        good = distance <= self.radius * data.std
+        is_high_quality = distance <= self.radius * data.std
         counts = torch.bincount(mode, minlength=len(data.centres()))
         return {
-            "modes": len(mode[good].unique()),
-            "high_quality": good.double().mean().item(),
+            "modes": len(mode[is_high_quality].unique()),
+            "high_quality": is_high_quality.double().mean().item(),
             "classes": effective_number(counts) / len(counts),
         }
 
 
 class SlicedWasserstein(FeatureMetric):
-    """The Wasserstein-1 distance of two sets of points, projected on a line, averaged over directions (Rabin et al.,
-    2011)."""
+    """The Wasserstein-1 distance of the points projected onto a line, averaged over directions (Rabin et al., 2011)."""
 
     scores: ClassVar = {"sliced_wasserstein": False}
     extractor = Points
@@ -57,7 +57,7 @@ class SlicedWasserstein(FeatureMetric):
 
 
 def wasserstein(first: Tensor, second: Tensor) -> Tensor:
-    """The Wasserstein-1 distances between the columns of (n, K) and (m, K): the area between their distributions."""
+    """The Wasserstein-1 distance (K,) of each column of (n, K) and (m, K): the area between their CDFs."""
     values, order = torch.cat([first, second]).sort(0)
     steps = torch.cat([torch.full((len(first),), 1 / len(first)), torch.full((len(second),), -1 / len(second))])
     between = steps.to(values)[order].cumsum(0)[:-1].abs()

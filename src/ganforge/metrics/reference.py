@@ -1,4 +1,4 @@
-"""The statistics of real data: computed once, kept on disk, shared by all runs."""
+"""The feature statistics of real data: computed once, cached on disk and shared by all runs."""
 
 import hashlib
 import logging
@@ -14,59 +14,63 @@ from filelock import FileLock
 from lightning.pytorch import Trainer
 
 from ganforge.data.base import TensorData
-from ganforge.data.packing import progress_bar
 from ganforge.metrics.extractors import Extractor, Points
-from ganforge.metrics.statistics import CAP, Collector, Statistics
-from ganforge.randomness import CHUNK, chunk_rows, chunks_of
+from ganforge.metrics.statistics import MAX_SAMPLES, Collector, Statistics
+from ganforge.randomness import CHUNK, chunk_rows, rank_chunks
 from ganforge.runtime.files import is_intact, make_cache, write_atomic
+from ganforge.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Of what is kept. Another one, and all is measured anew."""
+"""Version of the cached files. A new version computes all statistics again."""
 
 
 def real_statistics(
-    data: TensorData, split: str, extractor: Extractor, trainer: Trainer, cache_dir: str | None, keeps: bool
+    data: TensorData, split: str, extractor: Extractor, trainer: Trainer, cache_dir: str | None, keep_samples: bool
 ) -> Statistics | None:
-    """The statistics of a split, on rank 0; None on others. `keeps` says whether single features are wanted.
+    """The statistics of a split on rank 0, None on other ranks; `keep_samples` keeps the features of single samples.
 
-    All ranks call it. Where the cache does not have them, one job computes on all of its ranks, and others that need
-    the same wait.
+    All ranks must call it. If the cache misses them, all ranks compute them, while other jobs that need the same
+    statistics wait.
     """
     if not trainer.is_global_zero:
-        if not trainer.strategy.broadcast(None):
-            _computed(data, split, extractor, trainer, keeps)
+        is_cached = trainer.strategy.broadcast(None)
+        if not is_cached:
+            _compute(data, split, extractor, trainer, keep_samples)
         return None
-    what = FORMAT, data.fingerprint(split), extractor.digest, extractor.resize, keeps, CAP, CHUNK
-    key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-    is_quick = isinstance(extractor, Points)
-    with nullcontext() if is_quick else _entry(cache_dir, f"{extractor.name}-{key}.pt") as path:
-        kept = _load(path)
-        trainer.strategy.broadcast(kept is not None)
-        if kept is None:
-            kept = _computed(data, split, extractor, trainer, keeps)
-            assert kept is not None  # on rank 0
-            _save(kept, path)
-    return kept
+    inputs = FORMAT, data.fingerprint(split), extractor.digest, extractor.resize, keep_samples, MAX_SAMPLES, CHUNK
+    key = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
+    is_cheap = isinstance(extractor, Points)
+    with nullcontext() if is_cheap else _locked_entry(cache_dir, f"{extractor.name}-{key}.pt") as path:
+        statistics = _load(path)
+        trainer.strategy.broadcast(statistics is not None)
+        if statistics is None:
+            statistics = _compute(data, split, extractor, trainer, keep_samples)
+            assert statistics is not None  # this is rank 0
+            _save(statistics, path)
+    return statistics
 
 
-def _computed(data: TensorData, split: str, extractor: Extractor, trainer: Trainer, keeps: bool) -> Statistics | None:
+def _compute(
+    data: TensorData, split: str, extractor: Extractor, trainer: Trainer, keep_samples: bool
+) -> Statistics | None:
     samples, labels = data.samples(split)
-    collector = Collector(len(samples), trainer, keeps)
-    chunks = chunks_of(len(samples), trainer.global_rank, trainer.world_size)
+    collector = Collector(len(samples), trainer, keep_samples)
+    chunks = rank_chunks(len(samples), trainer.global_rank, trainer.world_size)
     with _progress(len(samples), len(chunks), trainer, isinstance(extractor, Points)) as advance:
         for chunk in chunks:
             rows = chunk_rows(chunk, len(samples))
-            found = extractor.features_of(samples[rows], trainer.strategy.root_device)
-            collector.update(chunk, found, None if labels is None else labels[rows])
+            features = extractor.extract(samples[rows], trainer.strategy.root_device)
+            collector.update(chunk, features, None if labels is None else labels[rows])
             advance()
     return collector.result()
 
 
 @contextmanager
-def _progress(count: int, chunks: int, trainer: Trainer, is_quick: bool) -> Iterator[Callable[[], Any]]:
-    if not trainer.is_global_zero or count < 10 * CHUNK or is_quick:
+def _progress(count: int, chunks: int, trainer: Trainer, is_cheap: bool) -> Iterator[Callable[[], Any]]:
+    """Yields a function that advances a progress bar, or does nothing if there is none."""
+    if not trainer.is_global_zero or count < 10 * CHUNK or is_cheap:
         yield lambda: None
         return
     log.info("Measuring %s real samples, once for all runs.", f"{count:,}")
@@ -75,16 +79,16 @@ def _progress(count: int, chunks: int, trainer: Trainer, is_quick: bool) -> Iter
 
 
 @contextmanager
-def _entry(cache_dir: str | None, name: str) -> Iterator[Path | None]:
-    """The file of a cache, locked; None, with a warning, where the cache cannot be written."""
+def _locked_entry(cache_dir: str | None, name: str) -> Iterator[Path | None]:
+    """The locked path of a file in the cache; None, with a warning, if the cache cannot be written."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ganforge")
     folder = Path(cache_dir or default).expanduser()
     try:
         make_cache(folder)
         lock = FileLock(folder / f"{name}.lock")
         lock.acquire()
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        log.warning("The statistics of real samples are not kept: %s. Choose another cache_dir", error)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+        log.warning("The statistics of real samples cannot be cached: %s. Choose another cache_dir", error)
         yield None
         return
     try:
@@ -107,4 +111,4 @@ def _save(statistics: Statistics, path: Path | None) -> None:
     try:
         write_atomic(path, content.getbuffer())
     except OSError as error:
-        log.warning("The statistics of real samples are not kept: %s", error)
+        log.warning("The statistics of real samples cannot be cached: %s", error)

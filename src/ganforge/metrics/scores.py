@@ -1,4 +1,4 @@
-"""What a run remembers of its metrics: the last and the best value of each, with their steps and how they were made."""
+"""The scores of a run: the last and the best value of each metric, with step and provenance, and `metrics.json`."""
 
 import json
 import logging
@@ -16,31 +16,31 @@ from ganforge.runtime.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-TRAINING = ("higher_is_better", "ideal", "monitored", "last", "best")
-"""What training writes of a metric; `evaluated` is evaluate.py's."""
+TRAINING_KEYS = ("higher_is_better", "ideal", "monitored", "last", "best")
+"""The keys of a metric that training writes; evaluate.py writes `evaluated`."""
 
 Better = bool | float
 """Which values of a metric are better: higher ones (True), lower ones (False), or those nearer to an ideal number."""
 
 
 def objective(value: float, better: Better) -> float:
-    """What a search minimises or maximises: the value, or how far it is from the ideal one."""
+    """What a search optimizes: the value, or its distance to the ideal one."""
     return value if isinstance(better, bool) else abs(value - better)
 
 
-def shortfall(value: float, better: Better) -> float:
-    """What orders the values of a metric: less is better."""
-    return -value if better is True else objective(value, better)
-
-
 def better_of(score: Mapping[str, Any]) -> Better:
-    """What a `metrics.json` says of a metric."""
+    """Which values of a metric in `metrics.json` are better."""
     return float(score["ideal"]) if "ideal" in score else bool(score.get("higher_is_better", True))
 
 
+def _cost(value: float, better: Better) -> float:
+    """Lower is better, whatever the metric."""
+    return -value if better is True else objective(value, better)
+
+
 class Scores(dict[str, dict[str, Any]]):
-    """By a metric's name: which values are better, whether it decides which checkpoint is the best, and its `last`
-    and `best` value, step and provenance."""
+    """Maps the name of a metric to: which values are better, whether it is `monitored` (chooses the best checkpoint),
+    and its `last` and `best` entry, each with value, step and provenance."""
 
     def add(
         self,
@@ -51,50 +51,49 @@ class Scores(dict[str, dict[str, Any]]):
         value: float,
         provenance: Mapping[str, Any],
     ) -> None:
-        """Note a value. The best is sought among those that were made alike, whatever the versions of libraries."""
-        now: dict[str, Any] = {"value": value, "step": step, "provenance": dict(provenance)}
-        best = self[name]["best"] if name in self else now
-        is_nearer = shortfall(value, better) < shortfall(best["value"], better)
-        if _protocol(best) != _protocol(now) or isnan(best["value"]) or is_nearer:
-            best = now
+        """Add a value. It competes only with values of the same protocol: equal provenance, except for `versions`."""
+        last: dict[str, Any] = {"value": value, "step": step, "provenance": dict(provenance)}
+        best = self[name]["best"] if name in self else last
+        is_better = _cost(value, better) < _cost(best["value"], better)
+        if _protocol(best) != _protocol(last) or isnan(best["value"]) or is_better:
+            best = last
         kind = "higher_is_better" if isinstance(better, bool) else "ideal"
-        self[name] = {kind: better, "monitored": monitored, "last": now, "best": best}
+        self[name] = {kind: better, "monitored": monitored, "last": last, "best": best}
 
     def improved(self, name: str | None) -> bool:
-        """Whether the value of a metric that was added last is its best."""
+        """Whether the last value of a metric is its best."""
         return name is not None and name in self and self[name]["best"] is self[name]["last"]
 
     def write(self, path: Path) -> None:
-        """Put these into a `metrics.json`, in place of what is there of a training."""
+        """Write these into a `metrics.json`, replacing everything from training and keeping the rest."""
         metrics = read_scores(path)
         for entry in metrics.values():
-            for part in TRAINING:
-                entry.pop(part, None)
+            for key in TRAINING_KEYS:
+                entry.pop(key, None)
         for name, score in self.items():
             metrics[name] = {**score, **metrics.get(name, {})}
         _write(path, {name: entry for name, entry in metrics.items() if entry})
 
 
 def write_evaluated(path: Path, values: Mapping[str, float], provenance: Mapping[str, Any]) -> None:
-    """Put what evaluate.py measured into a `metrics.json`: a list beside what is there of a training, in which what was
-    made in the same way is replaced."""
+    """Add values from evaluate.py to a `metrics.json`, replacing those with the same protocol."""
     metrics = read_table(path, METRICS)
     for name, value in values.items():
-        now = {"value": value, "provenance": dict(provenance)}
-        others = [entry for entry in metrics.get(name, {}).get("evaluated", []) if _protocol(entry) != _protocol(now)]
-        metrics.setdefault(name, {})["evaluated"] = [*others, now]
+        new = {"value": value, "provenance": dict(provenance)}
+        others = [entry for entry in metrics.get(name, {}).get("evaluated", []) if _protocol(entry) != _protocol(new)]
+        metrics.setdefault(name, {})["evaluated"] = [*others, new]
     _write(path, metrics)
 
 
 def write_health(path: Path, health: Mapping[str, Any]) -> None:
-    """Put what callbacks.health noticed into a `metrics.json`, in place of what was there of it."""
+    """Replace the findings of the health callback in a `metrics.json`."""
     metrics = read_scores(path)
     if metrics.pop("health", None) or any(health.values()):
         _write(path, {**metrics, "health": health} if any(health.values()) else metrics)
 
 
 def check_writable(path: Path) -> None:
-    """Raise UserError where no `metrics.json` can be written, or something else would be lost."""
+    """Raise UserError if a `metrics.json` cannot be written, or would overwrite a file of another kind."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         read_table(path, METRICS)
@@ -103,14 +102,14 @@ def check_writable(path: Path) -> None:
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """What is there; a training goes on without what is damaged, which is moved aside."""
+    """The content of a `metrics.json`. A damaged file is renamed, so that training continues with a new one."""
     try:
         return read_table(path, METRICS)
     except Damaged as error:
         names = (path.with_name(f"{path.stem}.damaged-{i}.json") for i in count(1))
-        aside = next(name for name in names if not lexists(name))
-        path.rename(aside)
-        log.warning("%s. It is kept as %s, and begun anew.", error, aside.name)
+        backup = next(name for name in names if not lexists(name))
+        path.rename(backup)
+        log.warning("%s. It is renamed to %s, and a new file is started.", error, backup.name)
         return {}
 
 
@@ -120,13 +119,13 @@ def _protocol(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write(path: Path, metrics: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(_plain(metrics), indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(_null_non_finite(metrics), indent=2) + "\n").encode())
 
 
-def _plain(node: Any) -> Any:
-    """Without what JSON does not know: NaN and infinity are null."""
+def _null_non_finite(node: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by null."""
     if isinstance(node, Mapping):
-        return {key: _plain(value) for key, value in node.items()}
+        return {key: _null_non_finite(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_plain(value) for value in node]
+        return [_null_non_finite(value) for value in node]
     return None if isinstance(node, float) and not isfinite(node) else node

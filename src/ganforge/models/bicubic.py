@@ -1,4 +1,4 @@
-"""What every upscaler has to beat."""
+"""Bicubic interpolation, the baseline of super-resolution."""
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -9,11 +9,11 @@ from ganforge.runtime.errors import UserError
 
 
 class Bicubic(LightningModule):
-    """Bicubic interpolation of the low-quality image to the size of the good one, as MATLAB's."""
+    """Interpolates the low-resolution image to the size of the ground truth, like MATLAB's imresize."""
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         assert batch.condition is not None
         return interpolate(batch.condition, batch.real.shape[-2:], mode="bicubic", antialias=True).expand_as(batch.real)
 
     def configure_optimizers(self) -> None:
-        raise UserError("model=bicubic has nothing to train: measure it with evaluate.py")
+        raise UserError("model=bicubic has no weights to train: use evaluate.py")

@@ -1,4 +1,4 @@
-"""Averages: of a generator's weights, and of its BatchNorm statistics."""
+"""The moving average of a generator, and BatchNorm statistics re-estimated for evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,22 +11,22 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from ganforge.randomness import Stream
 
 EMA_RAMPUP = 0.05
-"""The largest half-life of a moving average, as a part of all updates so far."""
+"""The longest half-life of a moving average, as a fraction of the updates so far."""
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of weights and buffers, without gradients.
 
-    While training is young, the half-life is at most `EMA_RAMPUP` of it (Karras et al., 2020), so that the random first
-    weights are soon forgotten: a function of the number of updates, whatever a step is.
+    The half-life ramps up: it is at most `EMA_RAMPUP` times the number of updates so far (Karras et al., 2020), so the
+    random initial weights are soon forgotten.
     """
 
     @torch.no_grad()
     def update(averages: Any, currents: Any, count: Tensor | int) -> None:
-        if not averages[0].is_floating_point():  # BatchNorm's counter
+        if not averages[0].is_floating_point():  # num_batches_tracked of BatchNorm
             torch._foreach_copy_(averages, currents)
             return
-        updates = int(count) + 1  # with this one
+        updates = int(count) + 1
         torch._foreach_lerp_(averages, currents, 1 - min(decay, 0.5 ** (1 / (EMA_RAMPUP * updates))))
 
     average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
@@ -36,7 +36,7 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
 
 @contextmanager
 def preserve_mode(network: nn.Module) -> Iterator[None]:
-    """Afterwards each module of a network is in the mode that it was in, train or eval."""
+    """Restore the mode of each module of a network, train or eval, on exit."""
     modes = [(module, module.training) for module in network.modules()]
     try:
         yield
@@ -46,9 +46,9 @@ def preserve_mode(network: nn.Module) -> Iterator[None]:
 
 
 def with_average(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The `state` of another run for a model whose state is `own`: with a moving average if the model has one.
+    """The `state` of another run, made to fit a model whose state is `own`: with a moving average if the model has one.
 
-    The average is that run's, or else its generator.
+    The average starts as the other run's, or as its generator if it has none.
     """
     found = {name: value for name, value in state.items() if name in own or not name.startswith("average.")}
     if not any(name.startswith("average.") for name in found):
@@ -60,8 +60,8 @@ def with_average(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
 
 @contextmanager
 def standing_statistics(model: Any, chunks: int = 16) -> Iterator[None]:
-    """Inside, the generator that a GAN samples from has BatchNorm statistics of its present weights, re-estimated on
-    chunks of samples (Brock et al., 2019). Afterwards it has its former ones."""
+    """Re-estimate the BatchNorm statistics of a GAN's sampling generator on chunks of samples (Brock et al., 2019), and
+    restore the running statistics on exit."""
     generator = model.sampling_generator
 
     def forward(chunk: int) -> Tensor:
@@ -78,7 +78,7 @@ def standing_statistics(model: Any, chunks: int = 16) -> Iterator[None]:
 
 
 class _Forward(nn.Module):
-    """Gives torch's `update_bn` a network whose call is `forward`."""
+    """A network for torch's `update_bn`, whose forward pass is a function."""
 
     def __init__(self, network: nn.Module, forward: Callable[[Any], Tensor]):
         super().__init__()

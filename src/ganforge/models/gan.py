@@ -27,7 +27,7 @@ LossTerms = dict[str, Tensor]
 
 
 class Game(NamedTuple):
-    """A generator against a discriminator; `latent` is None where G gets none, `name` tells several games apart."""
+    """A generator against a discriminator. `latent` is None if G gets none; `name` tells the games of a model apart."""
 
     generator: nn.Module
     discriminator: nn.Module
@@ -43,18 +43,18 @@ class GAN(Sampler, LightningModule):
     """A generator and a discriminator in alternating updates (Goodfellow et al., 2014).
 
     One step is `discriminator_steps` updates of D, each on its own real samples and fakes, then `generator_steps`
-    updates of G; `trainer.global_step` counts steps, not optimizer calls. Optimizers and `schedule` are partials that
-    lack the parameters, or the optimizer. `gradient_clip` is the largest norm of a network's gradient. Training starts
-    with the weights of the run folder `init_from`.
+    updates of G; `trainer.global_step` counts steps, not optimizer calls. The optimizers are partials that take the
+    parameters, `schedule` is one that takes an optimizer. `gradient_clip` is the largest gradient norm of a network.
+    Training starts with the weights of the run folder `init_from`.
 
-    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`; `prepare_batch` where a game sees
-    something else of a batch; and `play` where a step has other updates.
+    A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`; `prepare_batch` if a game trains
+    on something derived from the batch; `play` if a step consists of other updates.
     """
 
     from_images: ClassVar[bool] = False
-    """Whether samples are translated from images, those of pairs."""
+    """Whether the generator translates images, and so needs data=pairs."""
     keeps_colours: ClassVar[bool] = False
-    """Whether samples have the colours of the images they are translated from, so that grey stays grey."""
+    """Whether translated images keep the colours of the input, so that grey stays grey."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class GAN(Sampler, LightningModule):
             for name, penalty in due.items():
                 value = penalty(game.discriminator, real_scored, fake_scored)
                 terms[name] = penalty.weight * penalty.every * value
-        self.step_log.add_scores(game, real_scored, fake_scored, self.loss.boundary)
+        self.step_log.add_scores(game.tag, real_scored, fake_scored, self.loss.boundary)
         self.update(game, "d", game.discriminator, optimizer, terms)
 
     def update_generator(self, game: Game, batch: Batch, fake: Tensor, optimizer: Optimizer) -> None:
@@ -188,7 +188,7 @@ class GAN(Sampler, LightningModule):
             fake_scored = score(game.discriminator, fake, batch.condition)
             real_scored = score(game.discriminator, batch.real, batch.condition) if self.needs_real else None
             terms = self.generator_loss(game, batch, fake_scored, real_scored)
-        self.step_log.add_loss_sensitivity(game, self.loss, fake_scored, real_scored)
+        self.step_log.add_loss_sensitivity(game.tag, self.loss, fake_scored, real_scored)
         self.update(game, "g", game.generator, optimizer, terms)
 
     def update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: LossTerms) -> None:
@@ -204,7 +204,7 @@ class GAN(Sampler, LightningModule):
             else:
                 self.trainer.strategy.pre_backward(total)
                 total.backward(inputs=trained)
-        self.step_log.add_update(game, player, network, optimizer, {**terms, "total": total})
+        self.step_log.add_update(game.tag, player, network, optimizer, {**terms, "total": total})
         if self.gradient_clip is not None:
             # not Lightning's clipping, which refuses fused optimizers under bf16-mixed without need
             nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
@@ -243,16 +243,16 @@ class GAN(Sampler, LightningModule):
         self.step_log.restart_clock()
 
     def broadcast_buffers(self) -> None:
-        """Give all ranks the buffers of rank 0: under manual optimization DDP does not, and BatchNorm's drift apart."""
+        """Copy the buffers of rank 0 to all ranks: under manual optimization DDP does not, and they drift apart."""
         if self.trainer.world_size > 1:
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
     def prepare(self) -> None:
-        """Get what training needs besides data, such as weights. Raises UserError where it cannot be had."""
+        """Download what training needs besides data, such as weights. Raises UserError if that fails."""
 
     def start_from(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of another run. The moving average begins at that run's, or else at its generator."""
+        """Load the weights of another run; the moving average starts as its average, or as its generator."""
         self.load_state_dict(with_average(state, self.state_dict()))
 
     # Sampling ----------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ class GAN(Sampler, LightningModule):
 
     @torch.no_grad()
     def sample(self, latent: Any, condition: Tensor | None = None) -> Tensor:
-        """Samples, without a trace in the training state."""
+        """Generate samples without changing the training state."""
         generator = self.sampling_generator
         with preserve_mode(generator):
             generator.eval()
@@ -281,7 +281,7 @@ class GAN(Sampler, LightningModule):
             return self.generate(self.sampling_game, to_device(latent, self.device, self.dtype), condition)
 
     def preview(self, data: TensorData, count: int) -> tuple[Tensor, int | None]:
-        """About `count` samples that show how training goes, and how many make a row of a grid if that matters."""
+        """About `count` samples for a grid during training, and its number of columns, or None."""
         return self.sample_grid(count, conditions=None if self.condition_size is None else data.conditions())
 
     def sample_inputs(self, chunk: int, stream: Stream = Stream.SAMPLES) -> tuple[Any, Tensor | None]:

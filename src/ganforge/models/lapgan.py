@@ -1,4 +1,4 @@
-"""Images from coarse to fine, a game for each size (LAPGAN, Denton et al., 2015)."""
+"""Coarse-to-fine generation, with one game per image size (LAPGAN, Denton et al., 2015)."""
 
 from collections.abc import Sequence
 from math import ceil, sqrt
@@ -11,14 +11,15 @@ from torch.nn.functional import interpolate
 from ganforge.data.base import Batch, TensorData
 from ganforge.latents import Levels, Uniform, to_device
 from ganforge.models.gan import GAN, Game
-from ganforge.networks.lapgan import Coarse, gaussian_pyramid, resized
+from ganforge.networks.lapgan import LevelCondition, gaussian_pyramid, resized
 
 
 class LAPGAN(GAN):
-    """A game for each level of a Laplacian pyramid: finer levels add detail to real coarse images, without each other.
+    """One game per level of a Laplacian pyramid. Levels train independently: finer ones refine real coarse images.
 
-    `generator` and `discriminator` hold networks for the same `levels`. Detail comes from noise, uniform on [-1, 1).
-    `train_levels` are the sizes to train, or one, null: all; the others stay as `init_from` or chance has them.
+    `generator` and `discriminator` hold networks for the same `levels`. Detail is made from noise, uniform on [-1, 1).
+    `train_levels` is the size, or list of sizes, to train; None trains all. The other levels keep their initial weights
+    or those of `init_from`.
     """
 
     def __init__(self, train_levels: Sequence[int] | int | None = None, **options: Any):
@@ -44,8 +45,8 @@ class LAPGAN(GAN):
         ]
 
     def start_from(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of another run. Levels that are not trained take their moving averages, which are what is
-        sampled from and would otherwise drift to the latest weights."""
+        """Load the weights of another run. Levels that do not train load their moving averages: samples come from
+        those, and updates of the average would pull them towards the raw weights."""
         super().start_from(state)
         if self.average is not None:
             levels: Any = self.generator.levels, self.average.module.levels
@@ -54,14 +55,14 @@ class LAPGAN(GAN):
                     level.load_state_dict(average.state_dict())
 
     def prepare_batch(self, game: Game, batch: Batch) -> Batch:
-        """Real images at the size of a level, and what the level below could tell of them."""
+        """Real images at the size of a level, conditioned on their version at the level below."""
         level = list(self.generator.levels).index(game.generator)  # type: ignore[arg-type]
         if level == 0:
             real, coarse = gaussian_pyramid(batch.real, self.sizes)[0], None
         else:
             below, real, *_ = gaussian_pyramid(batch.real, self.sizes[level - 1 :])
             coarse = resized(below, self.sizes[level])
-        return Batch(real, Coarse(coarse, batch.condition))  # type: ignore[arg-type]
+        return Batch(real, LevelCondition(coarse, batch.condition))  # type: ignore[arg-type]
 
     @torch.no_grad()
     def preview(self, data: TensorData, count: int) -> tuple[Tensor, int]:

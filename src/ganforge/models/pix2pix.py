@@ -1,4 +1,4 @@
-"""From images to images, with pairs to learn from (Isola et al., 2017)."""
+"""Image-to-image translation from pairs (Isola et al., 2017)."""
 
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from ganforge.regularizers import Scored
 
 
 class Pix2Pix(GAN):
-    """Images are made of other images, the condition, and shall be right besides looking real.
+    """Translates an image, the condition, into one that looks real and matches its counterpart.
 
     The generator's loss is `adversarial_weight` times the adversarial one plus `content_weight` times `content`.
     """
@@ -41,7 +41,7 @@ class Pix2Pix(GAN):
         return self.sample(None, batch.condition)
 
     def preview(self, data: Any, count: int) -> tuple[Tensor, int]:
-        """Triples: the condition, what is made of it, and what is right."""
+        """Triples of condition, output and ground truth."""
         real, condition = data.examples(max(1, count // 3))
         fake = torch.cat([self.sample(None, image.to(self.device, self.dtype)) for image in condition.split(1)]).cpu()
         shown = interpolate(condition, real.shape[-2:]).expand_as(real)

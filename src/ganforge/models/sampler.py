@@ -1,4 +1,4 @@
-"""Drawing the samples of a seed, of whatever makes samples of latents."""
+"""Samples of a seed: sample i is the same however many are drawn."""
 
 from math import ceil
 from typing import Any
@@ -12,7 +12,7 @@ from ganforge.randomness import CHUNK
 
 
 class Sampler:
-    """What makes samples of the draws of a `latent`; a subclass implements `sample`."""
+    """Draws samples from a generator with a `latent`; a subclass implements `sample`."""
 
     latent: Latent | None
     seed: int
@@ -21,9 +21,9 @@ class Sampler:
         raise NotImplementedError
 
     def samples(self, count: int, seed: int | None = None, conditions: Tensor | None = None) -> Tensor:
-        """The first `count` samples of a seed, the run's own by default: whoever asks for how many, they are the same.
+        """The first `count` samples of a seed, by default that of the run.
 
-        `conditions` (R, ...) ask for R rows of ceil(count / R) samples, of one condition a row and one latent a column.
+        With `conditions` (R, ...), R rows of ceil(count / R) samples: one condition per row, one latent per column.
         """
         columns = count if conditions is None else ceil(count / len(conditions))
         latents = self.latents(columns, self.seed if seed is None else seed)
@@ -35,7 +35,7 @@ class Sampler:
     def sample_grid(
         self, count: int, seed: int | None = None, conditions: Tensor | None = None
     ) -> tuple[Tensor, int | None]:
-        """The samples, and how many of them make a row of a grid; None where that does not matter."""
+        """`samples`, and the number of columns of their grid; None without conditions, where any number will do."""
         samples = self.samples(count, seed, conditions)
         return samples, None if conditions is None else len(samples) // len(conditions)
 
@@ -46,7 +46,7 @@ class Sampler:
         return index_latents(cat_latents(drawn), torch.arange(count))
 
     def sample_all(self, latents: Any, conditions: Tensor | None = None) -> Tensor:
-        """A sample of each latent, in chunks."""
+        """One sample per latent, generated in chunks."""
         count = len(latents[0] if isinstance(latents, tuple) else latents)
         found = []
         for rows in torch.arange(ceil(count / CHUNK) * CHUNK).clamp_max(count - 1).split(CHUNK):

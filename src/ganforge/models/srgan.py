@@ -1,4 +1,4 @@
-"""Photographs made larger (SRGAN, Ledig et al., 2017)."""
+"""Super-resolution of photographs (SRGAN, Ledig et al., 2017)."""
 
 import logging
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class SRGAN(Pix2Pix):
-    """`stage` pretrain minimises the squared error of pixels alone; adversarial then starts from it, with `init_from`.
+    """`stage` pretrain minimises only the squared error of pixels; stage adversarial starts from it (`init_from`).
 
     `pixel_weight` adds the squared error to the second stage as well (0 in the paper): features alone leave contrast
     free. The weight of the adversarial loss rises along a line over the first `adversarial_ramp` steps. Images of more
@@ -45,8 +45,8 @@ class SRGAN(Pix2Pix):
         self.stage = stage
         self.pixels = Pixels(power=2)
         if stage == "pretrain":
-            self.content = self.pixels  # and needs no weights
-            self.discriminator_steps = 1  # or a batch would hold rows for more
+            self.content = self.pixels  # needs no downloaded weights
+            self.discriminator_steps = 1  # there are none: a batch needs no rows for more
             self.discriminator.requires_grad_(False)
         self.pixel_weight = pixel_weight
         self.adversarial_ramp = adversarial_ramp
@@ -79,8 +79,8 @@ class SRGAN(Pix2Pix):
         return in_tiles(lambda part: game.generator(latent, part), condition, self.tile, self.margin)
 
     def start_from(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of another run; but the discriminator's, which the first stage does not train, only where
-        they fit: its layers depend on the size of the crops."""
+        """Load the weights of another run. The discriminator's are left out if they do not fit: they depend on the size
+        of the crops, and stage pretrain does not train them."""
         mine = {name: value for name, value in self.state_dict().items() if name.startswith("discriminator.")}
         theirs = {name: value.shape for name, value in state.items() if name.startswith("discriminator.")}
         fits = theirs == {name: value.shape for name, value in mine.items()}

@@ -1,7 +1,7 @@
 """What a training step logs: losses, gradient norms, and values that tell how a game goes."""
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import torch
 from lightning.pytorch import Trainer
@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from ganforge.losses import Loss
 from ganforge.regularizers import Scored
 
-if TYPE_CHECKING:
-    from ganforge.models.gan import Game, LossTerms
+Tag = Callable[[str], str]
+"""Turns the name of a value into its name in the log: `Game.tag`."""
 
 
 class StepLog:
@@ -45,23 +45,23 @@ class StepLog:
         """Measure images per second from the next step on, without the validation that just ended."""
         self._clock = None
 
-    def add(self, tag: str, value: Tensor) -> None:
+    def add(self, name: str, value: Tensor) -> None:
         """Log the mean of a value, if the current step logs."""
         if self.is_due:
-            self._collected[tag] = value.detach().mean().float().to(self._trainer.strategy.root_device)
+            self._collected[name] = value.detach().mean().float().to(self._trainer.strategy.root_device)
 
-    def add_scores(self, game: "Game", real: Scored, fake: Scored, boundary: float | None) -> None:
+    def add_scores(self, tag: Tag, real: Scored, fake: Scored, boundary: float | None) -> None:
         """Log D's logits, its accuracy at a decision `boundary`, and the diversity of the fakes."""
         if not self.is_due:
             return
-        self.add(game.tag("logits/real"), real.logits)
-        self.add(game.tag("logits/fake"), fake.logits)
+        self.add(tag("logits/real"), real.logits)
+        self.add(tag("logits/fake"), fake.logits)
         if boundary is not None:
-            self.add(game.tag("accuracy/real"), (real.logits > boundary).float())
-            self.add(game.tag("accuracy/fake"), (fake.logits < boundary).float())
+            self.add(tag("accuracy/real"), (real.logits > boundary).float())
+            self.add(tag("accuracy/fake"), (fake.logits < boundary).float())
         if len(fake.samples) * self._trainer.world_size > 1:
             spreads = [self._spread(scored.samples) for scored in (fake, real)]
-            self._spreads[game.tag("diversity")] = torch.stack(spreads)
+            self._spreads[tag("diversity")] = torch.stack(spreads)
 
     def _spread(self, samples: Tensor) -> Tensor:
         """Mean squared distance of this rank's values from the mean over the whole batch."""
@@ -69,29 +69,28 @@ class StepLog:
         mean = self._trainer.strategy.reduce(samples.mean(0), reduce_op="mean")
         return (samples - mean).square().mean()
 
-    def add_loss_sensitivity(self, game: "Game", loss: Loss, fake: Scored, real: Scored | None) -> None:
+    def add_loss_sensitivity(self, tag: Tag, loss: Loss, fake: Scored, real: Scored | None) -> None:
         """Log how much G's loss changes with D's output: 1 for a Wasserstein loss, near 0 where it saturates."""
         if not self.is_due:
             return
         logits = fake.logits.detach().requires_grad_()
         value = loss.generator(logits, None if real is None else real.logits.detach())
-        self.add(game.tag("slope"), torch.autograd.grad(value, logits)[0].abs().sum())
+        self.add(tag("slope"), torch.autograd.grad(value, logits)[0].abs().sum())
 
     def add_update(
-        self, game: "Game", player: str, network: nn.Module, optimizer: Optimizer, terms: "LossTerms"
+        self, tag: Tag, player: str, network: nn.Module, optimizer: Optimizer, terms: Mapping[str, Tensor]
     ) -> None:
         """Log the loss terms of an update and the norms of its gradients and weights."""
         for name, term in terms.items():
-            tag = game.tag(f"loss_{player}/{name}")
-            self.terms[tag] = term.detach()
-            self.add(tag, term)
+            self.terms[tag(f"loss_{player}/{name}")] = term.detach()
+            self.add(tag(f"loss_{player}/{name}"), term)
         if self.is_due:
             gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-            self.add(game.tag(f"gradient_norm/{player}"), nn.utils.get_total_norm(gradients))
-            self.add(game.tag(f"weight_norm/{player}"), nn.utils.get_total_norm(network.parameters()))
+            self.add(tag(f"gradient_norm/{player}"), nn.utils.get_total_norm(gradients))
+            self.add(tag(f"weight_norm/{player}"), nn.utils.get_total_norm(network.parameters()))
             group = optimizer.param_groups[0]
             if "initial_lr" in group:  # set by learning rate schedulers
-                self.add(game.tag(f"learning_rate/{player}"), torch.tensor(group["lr"]))
+                self.add(tag(f"learning_rate/{player}"), torch.tensor(group["lr"]))
 
     def write(self, images: int) -> None:
         """Write what this step collected; `images` is the size of the whole batch."""

@@ -1,4 +1,4 @@
 """Generators and discriminators: plain modules without Lightning or Hydra.
 
-They are called as `generator(latent, condition)` and `discriminator(sample, condition)`.
+Called as `generator(latent, condition)` and `discriminator(sample, condition)`.
 """

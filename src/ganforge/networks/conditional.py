@@ -1,4 +1,4 @@
-"""Networks that are conditioned on labels or attributes (Mirza and Osindero, 2014)."""
+"""Networks conditioned on labels or attributes (Mirza and Osindero, 2014)."""
 
 from collections.abc import Sequence
 from math import prod
@@ -12,7 +12,7 @@ from ganforge.networks import dcgan
 
 
 class Embedding(nn.Module):
-    """Labels (N,), or attributes (N, size) of 0 or 1, to vectors (N, features): one learnt vector each, summed."""
+    """Labels (N,) to learnt vectors (N, features), or attributes (N, size) of 0 or 1 to the sums of their vectors."""
 
     def __init__(self, size: int, features: int, std: float = 1.0):
         super().__init__()
@@ -25,9 +25,9 @@ class Embedding(nn.Module):
 
 
 class Generator(nn.Module):
-    """The paper's perceptron: latent and condition each to a hidden layer of their own, then to one they share.
+    """From a latent (N, latent_size) and a condition of `condition_size` classes or attributes to samples (N, *shape).
 
-    From a latent (N, latent_size) and a condition of `condition_size` classes or attributes to samples (N, *shape).
+    The paper's perceptron: latent and condition have a hidden layer each, followed by a joint one.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Generator(nn.Module):
 
 
 class Maxout(nn.Module):
-    """The largest of each `pieces` neighbouring features, behind a linear layer (Goodfellow et al., 2013)."""
+    """The maximum of each `pieces` consecutive features (N, D) to (N, D / pieces) (Goodfellow et al., 2013)."""
 
     def __init__(self, pieces: int):
         super().__init__()
@@ -67,7 +67,7 @@ class Maxout(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The paper's maxout network: samples (N, *shape) with their condition to logits (N,)."""
+    """From samples (N, *shape) and their conditions to logits (N,): the paper's maxout network."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Discriminator(nn.Module):
 
 
 class ConvGenerator(dcgan.Generator):
-    """DCGAN's generator with the condition's embedding beside the latent."""
+    """DCGAN's generator on the latent concatenated with an embedding of the condition."""
 
     def __init__(self, latent_size: int, condition_size: int, embedding_size: int = 10, **options: Any):
         super().__init__(latent_size + embedding_size, **options)
@@ -108,7 +108,7 @@ class ConvGenerator(dcgan.Generator):
 
 
 class ConvDiscriminator(dcgan.Discriminator):
-    """DCGAN's discriminator with the condition as one more channel of the image."""
+    """DCGAN's discriminator with an embedding of the condition as an additional image channel."""
 
     def __init__(self, image_size: int, channels: int, condition_size: int, **options: Any):
         super().__init__(image_size, channels + 1, **options)
@@ -117,13 +117,12 @@ class ConvDiscriminator(dcgan.Discriminator):
         )
 
     def forward(self, sample: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
-        seen = torch.cat([sample, self.plane(condition).to(sample.dtype)], dim=1)
-        return super().forward(seen.contiguous(memory_format=torch.channels_last))
+        inputs = torch.cat([sample, self.plane(condition).to(sample.dtype)], dim=1)
+        return super().forward(inputs.contiguous(memory_format=torch.channels_last))
 
 
 class ProjectionDiscriminator(dcgan.Discriminator):
-    """DCGAN's discriminator, to whose logit the inner product of features and condition is added (Miyato and Koyama,
-    2018)."""
+    """DCGAN's discriminator plus the inner product of features and embedded condition (Miyato and Koyama, 2018)."""
 
     def __init__(self, image_size: int, channels: int, condition_size: int, **options: Any):
         super().__init__(image_size, channels, **options)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from ganforge.networks.layers import Layer, normalized
+from ganforge.networks.layers import Layer, with_normalization
 
 SIZES = (28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-"""Sizes of images that come from a map of 4 to 7 pixels by doubling."""
+"""Image sizes that are reached by doubling a map of 4 to 7 pixels."""
 
 
-def coarsest(image_size: int) -> tuple[int, int]:
-    """The side of the coarsest map and how often it doubles: 28 -> (7, 2), 64 -> (4, 4)."""
+def base_resolution(image_size: int) -> tuple[int, int]:
+    """The side of the coarsest map, and the number of doublings: 28 -> (7, 2), 64 -> (4, 4)."""
     if image_size not in SIZES:
         raise ValueError(
             f"image_size={image_size}: DCGAN makes images of {', '.join(map(str, SIZES))} pixels; choose one with "
@@ -21,7 +21,7 @@ def coarsest(image_size: int) -> tuple[int, int]:
 
 
 def initialize(module: nn.Module) -> None:
-    """Weights from N(0, 0.02) as the paper says; normalisation gains from N(1, 0.02) as its implementations do."""
+    """Weights from N(0, 0.02) as in the paper, gains of normalisations from N(1, 0.02) as implementations do."""
     if not hasattr(module, "weight"):
         return
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
@@ -39,18 +39,18 @@ def _check_sizes(width: int, kernel_size: int) -> None:
 
 
 def _layer_count(image_size: int, layers: int | None) -> tuple[int, int, int]:
-    """(side of the coarsest map, number of layers, how many of them keep the resolution)."""
-    side, doublings = coarsest(image_size)
+    """The side of the coarsest map, the number of layers, and the number of those that keep the resolution."""
+    side, doublings = base_resolution(image_size)
     count = doublings if layers is None else layers
     if count < doublings:
-        raise ValueError(f"layers={layers}: an image of {image_size} pixels needs at least {doublings}")
+        raise ValueError(f"layers={layers}: images of {image_size} pixels need at least {doublings} layers")
     return side, count, count - doublings
 
 
 class _Map(nn.Module):
-    """Vectors (N, side * side * C) as maps (N, C, side, side).
+    """Vectors (N, side * side * C) to maps (N, C, side, side) in channels_last, without a copy.
 
-    Stored channels last, where convolutions are fastest on CPUs and on tensor cores; so no copy is made.
+    Convolutions in channels_last are fastest on CPUs and on tensor cores.
     """
 
     def __init__(self, side: int):
@@ -62,7 +62,7 @@ class _Map(nn.Module):
 
 
 class _Vector(nn.Module):
-    """The reverse of _Map."""
+    """The inverse of _Map."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.permute(0, 2, 3, 1).flatten(1)
@@ -71,9 +71,9 @@ class _Vector(nn.Module):
 class Generator(nn.Module):
     """From a latent (N, latent_size) to images (N, channels, image_size, image_size) in [-1, 1].
 
-    A linear layer makes the coarsest map, each layer doubles its side and halves its width, down to `width` before
-    the last; `layers` beyond what the size needs keep the resolution and come first, at the coarsest map.
-    `kernel_size` is 4 or 5 (the paper draws 5, most implementations use 4); `activation` makes a layer,
+    A linear layer produces the coarsest map. Each layer doubles the resolution and halves the number of channels, down
+    to `width` before the last. `layers` beyond those that the size needs come first and keep the resolution.
+    `kernel_size` is 4 or 5 (the paper's figure shows 5, most implementations use 4). `activation` makes a layer,
     `normalization` makes one from a number of channels.
     """
 
@@ -90,9 +90,9 @@ class Generator(nn.Module):
     ):
         super().__init__()
         _check_sizes(width, kernel_size)
-        side, count, keeping = _layer_count(image_size, layers)
+        side, count, same_resolution = _layer_count(image_size, layers)
         widths = [width * 2**i for i in reversed(range(count))]
-        bias = normalization is None  # a normalisation subtracts the bias again
+        bias = normalization is None  # a normalisation cancels the bias
 
         def hidden(features: int) -> list[nn.Module]:
             return [activation()] if normalization is None else [normalization(features), activation()]
@@ -104,11 +104,9 @@ class Generator(nn.Module):
         ]
         for i, after in enumerate([*widths[1:], channels]):
             last = i == count - 1
-            stride = 1 if i < keeping else 2
-            if stride == 1:
+            if i < same_resolution:
                 layer: nn.Module = nn.Conv2d(widths[i], after, kernel_size, padding="same", bias=bias or last)
-            else:
-                # padding such that the side exactly doubles
+            else:  # the padding doubles the side exactly
                 layer = nn.ConvTranspose2d(
                     widths[i], after, kernel_size, 2, (kernel_size - 1) // 2, kernel_size % 2, bias=bias or last
                 )
@@ -124,7 +122,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """From images (N, channels, image_size, image_size) to logits (N,).
 
-    Each layer halves the side and doubles the width, from `width`; no normalisation on the first (Radford et al.).
+    Each layer halves the resolution and doubles the number of channels, starting at `width`. The first layer has no
+    normalisation, as in the paper. `layers` beyond those that the size needs come last and keep the resolution.
     """
 
     def __init__(
@@ -140,16 +139,16 @@ class Discriminator(nn.Module):
     ):
         super().__init__()
         _check_sizes(width, kernel_size)
-        side, count, keeping = _layer_count(image_size, layers)
+        side, count, same_resolution = _layer_count(image_size, layers)
         modules: list[nn.Module] = []
         before = channels
         for i in range(count):
-            normal = normalization if i > 0 else None
+            norm = normalization if i > 0 else None
             after = width * 2**i
-            stride = 2 if i < count - keeping else 1
+            stride = 2 if i < count - same_resolution else 1
             padding: int | str = (kernel_size - 1) // 2 if stride == 2 else "same"
-            layer = nn.Conv2d(before, after, kernel_size, stride, padding, bias=normal is None)
-            modules += normalized(layer, normal)
+            layer = nn.Conv2d(before, after, kernel_size, stride, padding, bias=norm is None)
+            modules += with_normalization(layer, norm)
             modules.append(activation())
             if dropout:
                 modules.append(nn.Dropout(dropout))

@@ -1,13 +1,13 @@
-"""What networks are put together with."""
+"""Building blocks that the networks share."""
 
 from collections.abc import Callable
 
 from torch import nn
 
 Layer = Callable[..., nn.Module]
-"""Makes a layer: an activation, or a normalisation of a number of channels."""
+"""Makes a layer: an activation, called without arguments, or a normalisation, called with the number of channels."""
 
 
-def normalized(layer: nn.Conv2d | nn.ConvTranspose2d, normalization: Layer | None) -> list[nn.Module]:
-    """A convolution, and behind it what normalises its channels, if anything."""
+def with_normalization(layer: nn.Conv2d | nn.ConvTranspose2d, normalization: Layer | None) -> list[nn.Module]:
+    """A convolution, followed by the normalisation of its channels if there is one."""
     return [layer] if normalization is None else [layer, normalization(layer.out_channels)]

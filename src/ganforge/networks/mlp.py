@@ -1,4 +1,4 @@
-"""Fully connected generator and discriminator, for small images and for points."""
+"""Multilayer perceptrons for small images and for points."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -24,8 +24,8 @@ def _hidden(sizes: Sequence[int], activation: Layer, normalization: Layer | None
 class Generator(nn.Module):
     """MLP from a latent (N, latent_size) to samples (N, *shape).
 
-    `activation` makes a layer, `normalization` makes one from a number of features; `output` (nn.Tanh for images)
-    bounds the samples, None leaves them unbounded.
+    `hidden` are the sizes of the hidden layers. `activation` makes a layer, `normalization` makes one from a number of
+    features. `output` bounds the samples (nn.Tanh for images); None leaves them unbounded.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """MLP from samples (N, *shape) to logits (N,)."""
+    """MLP from samples (N, *shape) to logits (N,); options as in Generator."""
 
     def __init__(
         self,

@@ -1,14 +1,14 @@
-"""Super-resolution: the residual generator and the discriminator of SRGAN (Ledig et al., 2017)."""
+"""The generator (SRResNet) and the discriminator of SRGAN (Ledig et al., 2017)."""
 
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ganforge.networks.layers import Layer, normalized
+from ganforge.networks.layers import Layer, with_normalization
 
 FACTORS = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
-"""The steps in which images are enlarged."""
+"""The factors of the PixelShuffle layers, by scale."""
 
 
 class _Residual(nn.Sequential):
@@ -19,7 +19,7 @@ class _Residual(nn.Sequential):
 class Generator(nn.Module):
     """SRResNet: images (N, channels, h, w) in [-1, 1] to (N, channels, scale * h, scale * w), of any size.
 
-    `blocks` residual blocks of `width` channels at the small size, then PixelShuffle by `scale`: 2, 3, 4 or 8.
+    `blocks` residual blocks of `width` channels at low resolution, then PixelShuffle by `scale`: 2, 3, 4 or 8.
     `normalization` makes a layer from a number of channels; None leaves it out (Lim et al., 2017).
     """
 
@@ -40,7 +40,7 @@ class Generator(nn.Module):
         self.entry = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
 
         def conv() -> list[nn.Module]:
-            return normalized(nn.Conv2d(width, width, 3, padding=1, bias=bias), normalization)
+            return with_normalization(nn.Conv2d(width, width, 3, padding=1, bias=bias), normalization)
 
         residuals = [_Residual(*conv(), nn.PReLU(), *conv()) for _ in range(blocks)]
         self.body = _Residual(*residuals, *conv())
@@ -55,14 +55,15 @@ class Generator(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, latent: None, condition: Tensor) -> Tensor:
-        small = condition.add(1).div(2)  # in [0, 1], as in the paper
-        return self.exit(self.body(self.entry(small.contiguous(memory_format=torch.channels_last))))
+        inputs = condition.add(1).div(2)  # in [0, 1], as in the paper
+        return self.exit(self.body(self.entry(inputs.contiguous(memory_format=torch.channels_last))))
 
 
 class Discriminator(nn.Module):
-    """Eight 3x3 convolutions, every other one halving the size, and two linear layers: images to logits (N,).
+    """From images (N, channels, image_size, image_size) to logits (N,).
 
-    Channels double from `width` to 8 * `width`; `hidden` are the units of the first linear layer.
+    Eight 3x3 convolutions, every second one with stride 2, then two linear layers. Channels double from `width` to
+    8 * `width`; `hidden` is the size of the first linear layer.
     """
 
     def __init__(
@@ -77,8 +78,8 @@ class Discriminator(nn.Module):
         widths = [channels, *(width * 2**i for i in range(4) for _ in range(2))]
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(pairwise(widths)):
-            normal = normalization if i else None
-            layers += normalized(nn.Conv2d(before, after, 3, 1 + i % 2, 1, bias=normal is None), normal)
+            norm = normalization if i else None
+            layers += with_normalization(nn.Conv2d(before, after, 3, 1 + i % 2, 1, bias=norm is None), norm)
             layers.append(nn.LeakyReLU(0.2, inplace=True))
         side = -(-image_size // 16)
         head = [nn.Flatten(), nn.Linear(widths[-1] * side**2, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1)]

@@ -5,22 +5,22 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from ganforge.networks.dcgan import initialize
-from ganforge.networks.layers import Layer, normalized
+from ganforge.networks.layers import Layer, with_normalization
 
 
 class _Level(nn.Module):
-    """Half the size, what lies below, and twice the size again; the input is passed along beside the result."""
+    """Downsampling, the levels below, upsampling; a skip connection concatenates the input."""
 
     def __init__(self, before: int, after: int, below: nn.Module | None, normalization: Layer | None, dropout: float):
         super().__init__()
         bias = normalization is None
         down = nn.Conv2d(before, after, 4, 2, 1, bias=bias)
-        # the innermost map may be a single pixel, which has nothing to be normalised with
-        self.down = nn.Sequential(nn.LeakyReLU(0.2), *normalized(down, normalization if below else None))
+        # the innermost map may be a single pixel, which cannot be normalised
+        self.down = nn.Sequential(nn.LeakyReLU(0.2), *with_normalization(down, normalization if below else None))
         self.below = below
         up = nn.ConvTranspose2d(after * (2 if below else 1), before, 4, 2, 1, bias=bias)
         noise = [nn.Dropout(dropout)] if dropout else []
-        self.up = nn.Sequential(nn.ReLU(), *normalized(up, normalization), *noise)
+        self.up = nn.Sequential(nn.ReLU(), *with_normalization(up, normalization), *noise)
 
     def forward(self, features: Tensor) -> Tensor:
         down = self.down(features)
@@ -30,9 +30,9 @@ class _Level(nn.Module):
 class Generator(nn.Module):
     """U-Net from images (N, in_channels, h, w) to images (N, channels, scale * h, scale * w) in [-1, 1], of any size.
 
-    The size is halved `depth` times, to channels of at most 8 * `width`; the three innermost levels have `dropout`,
-    the paper's only noise. `scale` > 1 enlarges the condition first, bicubically. `normalization` makes a layer from a
-    number of channels.
+    `depth` levels halve the resolution, with at most 8 * `width` channels. The three innermost levels have `dropout`,
+    the only noise in the paper. `scale` > 1 first enlarges the condition, bicubically. `normalization` makes a layer
+    from a number of channels.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Generator(nn.Module):
     ):
         super().__init__()
         if depth < 2:
-            raise ValueError(f"depth={depth}: a U-Net has at least 2 levels")
+            raise ValueError(f"depth={depth}: a U-Net needs at least 2 levels")
         self.in_channels = in_channels
         self.scale = scale
         self.multiple = 2**depth
@@ -70,17 +70,17 @@ class Generator(nn.Module):
         if self.scale > 1:
             condition = interpolate(condition, scale_factor=float(self.scale), mode="bicubic")
         height, width = condition.shape[-2:]
-        below, right = -height % self.multiple, -width % self.multiple
-        padded = pad(condition, (0, right, 0, below), mode="replicate")
-        made = self.layers(padded.contiguous(memory_format=torch.channels_last))
-        return pad(made, (0, -right, 0, -below))  # not a view, whose strides torch.export would tie to one size
+        bottom, right = -height % self.multiple, -width % self.multiple
+        padded = pad(condition, (0, right, 0, bottom), mode="replicate")
+        images = self.layers(padded.contiguous(memory_format=torch.channels_last))
+        return pad(images, (0, -right, 0, -bottom))  # a slice is a view, whose strides tie torch.export to one size
 
 
 class PatchDiscriminator(nn.Module):
-    """Whether patches of an image suit the condition: images (N, channels, H, W) to maps of logits (N, 1, h, w).
+    """PatchGAN: images (N, channels, H, W) and their conditions to maps of logits (N, 1, h, w).
 
-    A condition (N, in_channels, ...) is resized to the image, which has at least `image_size` pixels a side. 3 `layers`
-    look at 70 x 70 pixels each.
+    A condition (N, in_channels, ...) is resized to the image, whose sides are at least `image_size` pixels. With 3
+    `layers` each logit has a receptive field of 70 x 70 pixels.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class PatchDiscriminator(nn.Module):
         for i in range(1, layers + 1):
             stride = 2 if i < layers else 1
             layer = nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=normalization is None)
-            modules += normalized(layer, normalization)
+            modules += with_normalization(layer, normalization)
             modules.append(nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*modules, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.apply(initialize)
@@ -113,5 +113,5 @@ class PatchDiscriminator(nn.Module):
     def forward(self, sample: Tensor, condition: Tensor) -> Tensor:
         if condition.shape[-2:] != sample.shape[-2:]:
             condition = interpolate(condition, sample.shape[-2:], mode="bicubic")
-        both = torch.cat([condition.to(sample.dtype), sample], dim=1)
-        return self.layers(both.contiguous(memory_format=torch.channels_last))
+        inputs = torch.cat([condition.to(sample.dtype), sample], dim=1)
+        return self.layers(inputs.contiguous(memory_format=torch.channels_last))

@@ -5,19 +5,17 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge import __version__
-from ganforge.models.gan import Game
+from ganforge.runs.folder_contents import read_yaml
 from ganforge.runs.record import read_resumed
-from ganforge.runs.untrusted import read_yaml
 from ganforge.runtime.files import write_atomic
 from ganforge.runtime.overrides import parse_override
 
@@ -32,35 +30,12 @@ TRAINING |= {"callbacks.health.on_collapse", "callbacks.health.patience"}
 """And what in them does."""
 
 
-def describe(config: DictConfig, folder: Path, trainer: Trainer, games: Sequence[Game]) -> None:
-    """Write `environment.json`, and the config, the hyperparameters and a layout of the losses to TensorBoard."""
-    from torch.utils.tensorboard.summary import hparams  # slow to import, and needed at the start of a training only
-
+def write_environment(config: DictConfig, folder: Path, trainer: Trainer) -> None:
+    """Write `environment.json` of a run that begins."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = [{"step": step, "overrides": overrides} for step, overrides in read_resumed(folder)]  # of one begun anew
     told = environment(config, trainer) | ({"resumed": kept} if kept else {})
     write_atomic(folder / "environment.json", (json.dumps(told, indent=2) + "\n").encode())
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            text = OmegaConf.to_yaml(config)
-            logger.experiment.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))
-            # without torch's list of all columns: TensorBoard would take one run's for those of all
-            _, session, _ = hparams(hyperparameters(folder), {})
-            logger.experiment._get_file_writer().add_summary(session)
-            charts = {
-                "losses of D and G": ("loss_d/total", "loss_g/total"),
-                "D's output on real and fake": ("logits/real", "logits/fake"),
-                "D's accuracy on real and fake": ("accuracy/real", "accuracy/fake"),
-                "gradient norms of D and G": ("gradient_norm/d", "gradient_norm/g"),
-            }
-            logger.experiment.add_custom_scalars(
-                {
-                    game.name or "game": {
-                        title: ["Multiline", [game.tag(value) for value in values]] for title, values in charts.items()
-                    }
-                    for game in games
-                }
-            )
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -91,7 +66,7 @@ def _changed(config: Mapping[str, Any], step: int, overrides: list[str]) -> dict
 
 
 def hyperparameters(folder: Path) -> dict[str, float | str]:
-    """The settings without paths, as TensorBoard takes them."""
+    """The settings without paths, as TensorBoard's HParams take them."""
     given = {key: value for key, value in settings(folder).items() if value is not None and "/" not in str(value)}
     return {
         key.removesuffix("._target_"): value if isinstance(value, int | float | str) else str(value)

@@ -1,4 +1,4 @@
-"""Loggers that go on where a killed run's stopped."""
+"""The files of loggers, when a run that was stopped or killed is resumed."""
 
 import csv
 from io import StringIO
@@ -10,7 +10,7 @@ from ganforge.runtime.files import open_atomic, write_atomic
 
 
 def continue_csv(logger: CSVLogger, step: int) -> None:
-    """Have a CSV logger go on after a step: Lightning's deletes the `metrics.csv` that it finds."""
+    """Have a CSV logger continue after a step: Lightning's deletes the `metrics.csv` that it finds."""
     path, aside = (Path(logger.log_dir, name) for name in ("metrics.csv", "metrics.csv.before"))
     if aside.is_file():  # killed while it was written anew
         aside.replace(path)
@@ -32,8 +32,10 @@ def continue_csv(logger: CSVLogger, step: int) -> None:
 
 
 def truncate_logs(folder: Path, step: int) -> None:
-    """Remove what a run logged and drew after a step that it goes on from, and will log and draw again; all of it after
-    step -1, as it begins anew."""
+    """Remove what TensorBoard and `samples/` hold of later steps, which the resumed run logs and draws again.
+
+    After step -1, as for a run that begins anew, that is everything.
+    """
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -41,7 +43,7 @@ def truncate_logs(folder: Path, step: int) -> None:
     for path in (folder / "samples").glob("step-*.png"):
         if path.stem > f"step-{step:08d}":
             path.unlink()
-    for path in folder.glob("events.out.tfevents.*"):
+    for path in event_files(folder):
         records = [record for record in RawEventFileLoader(str(path)).Load() if Event.FromString(record).step <= step]
         if not records:
             path.unlink()
@@ -50,3 +52,8 @@ def truncate_logs(folder: Path, step: int) -> None:
             writer = RecordWriter(file)
             for record in records:
                 writer.write(record)
+
+
+def event_files(folder: Path) -> list[Path]:
+    """TensorBoard's files of a run."""
+    return sorted(folder.glob("events.out.tfevents.*"))

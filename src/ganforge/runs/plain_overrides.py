@@ -1,4 +1,7 @@
-"""Which overrides that a folder holds are taken from it: those that do no more than set what a stranger may set."""
+"""Which recorded overrides are applied: those that only choose options of `conf/` or set plain values.
+
+A folder may come from a stranger. Other overrides, which could run code or write elsewhere, have to be typed again.
+"""
 
 import re
 from collections.abc import Collection, Iterator
@@ -10,47 +13,49 @@ import yaml
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from ganforge.runs.untrusted import check_text
-from ganforge.runtime.devices import available
+from ganforge.runs.folder_contents import check_text
+from ganforge.runtime.devices import max_processes, requested_devices
 from ganforge.runtime.errors import UserError
-from ganforge.runtime.overrides import override_values, parse_override, parts
+from ganforge.runtime.overrides import key_of, override_values, parse_override
 
-NAME = re.compile(r"[A-Za-z_][\w-]*")
+OPTION = re.compile(r"[A-Za-z_][\w-]*")
 PACKAGE = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 
-COUNTS = ("trainer.devices", "trainer.num_nodes", "hydra.sweeper.n_jobs")
-"""How many processes there are to be."""
+DEVICES = re.compile(r"auto|-1|\d+(,\d+)*")
+"""Strings that ask for devices. An interpolation could resolve to any number of them."""
+
+PROCESS_COUNTS = ("trainer.devices", "trainer.num_nodes", "hydra.sweeper.n_jobs")
+"""Options that say how many processes to start."""
 
 
 def is_plain(argument: str, conf: Path) -> bool:
-    """Whether an override of a sweep, as Hydra reads it, does no more than choose an option of a group in `conf/`, set
-    a key of ours to plain values, or remove one."""
-    override, known = _checked(argument), _top_level(conf)
+    """Whether an override, also one that sweeps, only chooses options of `conf/`, or sets or removes plain values."""
+    override, known = _parsed(argument), _top_level_keys(conf)
     if override is None:
         return False
     group, package = conf / override.key_or_group, override.package
     if not group.is_dir():
         return is_plain_value(argument, known) and fits(argument)
-    goes_where_it_may = package is None or (PACKAGE.fullmatch(package) and package.partition(".")[0] in known)
+    is_known_package = package is None or (PACKAGE.fullmatch(package) and package.partition(".")[0] in known)
     options = [
         option for value in override_values(override) for option in (value if isinstance(value, list) else [value])
     ]
-    return bool(goes_where_it_may) and all(_is_option(group, option) for option in options)
+    return bool(is_known_package) and all(_is_option(group, option) for option in options)
 
 
 def is_plain_value(argument: str, known: Collection[str]) -> bool:
-    """Whether an override sets a key below known ones to plain values, or removes it."""
-    override = _checked(argument)
+    """Whether an override sets a key below the known top-level keys to plain values, or removes it."""
+    override = _parsed(argument)
     if override is None or override.package is not None:
         return False
     first, *rest = override.key_or_group.split(".")
     names = [*rest, *(name for value in override_values(override) for name in _keys(value))]
-    # a place for a cache lies outside of the run's folder, so it has to be typed
+    # a cache folder lies outside the run folder, so it has to be typed
     return first in known and not any(name.startswith("_") or name == "cache_dir" for name in names)
 
 
-def _checked(argument: str) -> Override | None:
-    """None where an override is none, or computes what `conf/` does not."""
+def _parsed(argument: str) -> Override | None:
+    """The override; None if it cannot be parsed or has interpolations that `conf/` does not use."""
     try:
         check_text(argument)
         return parse_override(argument)
@@ -59,9 +64,9 @@ def _checked(argument: str) -> Override | None:
 
 
 def _is_option(group: Path, option: Any) -> bool:
-    if option is None:  # of ~group, and of group=null
+    if option is None:  # ~group, or group=null
         return True
-    return isinstance(option, str) and NAME.fullmatch(option) is not None and (group / f"{option}.yaml").is_file()
+    return isinstance(option, str) and OPTION.fullmatch(option) is not None and (group / f"{option}.yaml").is_file()
 
 
 def _keys(value: Any) -> Iterator[str]:
@@ -75,17 +80,23 @@ def _keys(value: Any) -> Iterator[str]:
 
 def fits(argument: str) -> bool:
     """Whether an override starts no more processes than this machine has room for."""
-    key, value = parts(argument)
-    if key not in COUNTS or value in ("auto", "-1"):
+    override = _parsed(argument)
+    if override is None:
+        return False
+    key = key_of(override.get_key_element())
+    if key not in PROCESS_COUNTS:
         return True
-    if re.fullmatch(r"\[\d+(,\d+)*\]", value):
-        return value.count(",") < available(key)
-    return re.fullmatch(r"\d+(,\d+)*", value) is not None and max(map(int, value.split(","))) <= available(key)
+    values = override_values(override)  # none for a range, which is refused
+    return bool(values) and all(
+        (not isinstance(value, str) or DEVICES.fullmatch(value))
+        and (requested_devices(value) or 0) <= max_processes(key)
+        for value in values
+    )
 
 
 @cache
-def _top_level(conf: Path) -> frozenset[str]:
-    """The names of the groups and keys of `conf/train.yaml`, but those that steer where a run is and Hydra itself."""
+def _top_level_keys(conf: Path) -> frozenset[str]:
+    """The groups of `conf/` and keys of `conf/train.yaml`, without those that configure Hydra or move the run."""
     keys = yaml.safe_load((conf / "train.yaml").read_text())
     groups = {path.name for path in conf.iterdir() if path.is_dir()}
     return frozenset({*keys, *groups} - {"hydra", "defaults", "resume", "sweep"})

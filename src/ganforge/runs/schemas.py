@@ -1,8 +1,8 @@
-"""What is expected in the files of a run folder that are read back, and what is wrong with one that is another.
+"""Schemas of the files in a run folder that are read back, and a check against them.
 
-A schema is a literal: a type or None for such a value, a pattern for a text, a tuple for one of several, a list for any
-number of one kind, and a dict for a table. Keys that end with "?" may be missing, a pattern stands for all other keys,
-and keys that are not named are not looked at.
+A schema is a type, None, a pattern (for a string), a tuple (of alternatives), a list (whose one item is the schema of
+all items) or a dict. In a dict, keys that end with "?" are optional, and a pattern matches all other keys. Without a
+pattern, other keys are ignored.
 """
 
 import json
@@ -37,7 +37,7 @@ ENVIRONMENT = {"git_commit?": (str, None), "resumed?": [{"step": int, "overrides
 # Checkpoints -----------------------------------------------------------------------------------------------------
 
 WEIGHTS = {"state_dict": {ANY: Tensor}, "global_step": int}
-"""What a checkpoint needs for drawing samples."""
+"""The part of a checkpoint that sampling needs."""
 
 COUNTS = {"ready": int, "completed": int, "started?": int, "processed?": int}
 PROGRESS = {"total": COUNTS, "current": COUNTS}
@@ -70,11 +70,11 @@ CHECKPOINT = {
     "lr_schedulers": [dict],
     "rewinds": int,
 }
-"""What a checkpoint needs for going on with the training."""
+"""The part of a checkpoint that resuming needs."""
 
 
 def read_table(path: Path, schema: Any) -> dict[str, Any]:
-    """What a JSON file holds; empty where there is none. Raises Damaged."""
+    """Read a JSON file; empty if there is none. Raises Damaged if it does not match the schema."""
     try:
         table = json.loads(read_text(path))
     except FileNotFoundError:
@@ -82,14 +82,14 @@ def read_table(path: Path, schema: Any) -> dict[str, Any]:
     except UserError as error:
         raise Damaged(str(error)) from error
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path} is no JSON: {error}") from error
+        raise Damaged(f"{path} is not JSON: {error}") from error
     if wrong := fault(table, schema):
-        raise Damaged(f"{path} is not as ganforge writes it: {wrong}")
+        raise Damaged(f"{path} was not written by ganforge: {wrong}")
     return table
 
 
 def fault(value: Any, schema: Any, place: str = "") -> str:
-    """What is wrong with a value, as half a sentence; empty where nothing is."""
+    """How a value departs from its schema, such as "fid.step is a string, not a whole number"; empty if it does not."""
     if isinstance(schema, tuple):
         faults = [fault(value, one, place) for one in schema]
         return "" if "" in faults else faults[0]
@@ -102,25 +102,25 @@ def fault(value: Any, schema: Any, place: str = "") -> str:
         return "" if schema.fullmatch(value) else f"{place or 'it'} is {value[:40]!a}"
     if isinstance(schema, list):
         return next(filter(None, (fault(one, schema[0], f"{place}[{i}]") for i, one in enumerate(value))), "")
-    return _fault_of_table(value, schema, place) if isinstance(schema, dict) else ""
+    return _table_fault(value, schema, place) if isinstance(schema, dict) else ""
 
 
-def _fault_of_table(table: Mapping[Any, Any], schema: Mapping[Any, Any], place: str) -> str:
+def _table_fault(table: Mapping[Any, Any], schema: Mapping[Any, Any], place: str) -> str:
     named = {key.removesuffix("?"): key for key in schema if isinstance(key, str)}
-    other = next((key for key in schema if not isinstance(key, str)), None)
+    pattern = next((key for key in schema if not isinstance(key, str)), None)
     if missing := [name for name, key in named.items() if name == key and name not in table]:
         return f"{place}.{missing[0]} is missing".lstrip(".")
     for key, value in table.items():
         inside = f"{place}.{key if str(key).isprintable() else ascii(key)}".lstrip(".")
-        if key not in named and other is None:
+        if key not in named and pattern is None:
             continue
-        if key not in named and fault(key, other):
-            return f"{inside} is no key of it"
-        if wrong := fault(value, schema[named.get(key, other)], inside):
+        if key not in named and fault(key, pattern):
+            return f"{inside} is not a valid key"
+        if wrong := fault(value, schema[named.get(key, pattern)], inside):
             return wrong
     return ""
 
 
 def _name(kind: type) -> str:
-    names = {dict: "a table", list: "a list", str: "a text", bool: "a truth value", int: "a whole number"}
-    return {**names, float: "a number", type(None): "empty", Tensor: "a tensor"}.get(kind, f"a {kind.__name__}")
+    names = {dict: "a table", list: "a list", str: "a string", bool: "a boolean", int: "a whole number"}
+    return {**names, float: "a number", type(None): "null", Tensor: "a tensor"}.get(kind, f"a {kind.__name__}")

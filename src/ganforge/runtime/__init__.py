@@ -1,1 +1,1 @@
-"""What every other package uses: errors, files, devices, overrides."""
+"""Errors, files, downloads, devices and overrides, used by all other packages."""

@@ -1,4 +1,4 @@
-"""Fetching what is not on this machine, without hanging where there is no network."""
+"""Downloads that fail, rather than hang, without a network."""
 
 import socket
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ganforge.runtime.errors import UserError
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """A limit for every connection inside: torch's and torchvision's downloads have none of their own."""
+    """Set a timeout for all connections within: torch's and torchvision's downloads have none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -22,9 +22,9 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def weights_file(given: str | None, url: str, option: str) -> Path:
-    """A file of weights: the given one, or that of a URL, which is fetched into torch's hub folder once.
+    """The path of a weights file: the given one, or that of a URL, downloaded into torch's hub folder once.
 
-    Raises UserError, naming the option that takes a file.
+    Raises UserError that names the option for a file.
     """
     if given:
         path = Path(given).expanduser()
@@ -36,14 +36,15 @@ def weights_file(given: str | None, url: str, option: str) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with time_limit(10):
-                digest = torch.hub.HASH_REGEX.search(path.name)  # as torch's own zoo has it
+                digest = torch.hub.HASH_REGEX.search(path.name)  # torch's convention: name-digest.pth
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=digest and digest[1])
-        except Exception as error:  # no network, no such host, a proxy, no room ...
+        except Exception as error:  # no network, unknown host, proxy, full disk ...
             raise UserError(
-                f"{url} could not be fetched ({first_line(error)}). Get it elsewhere and name the file: {option}=<file>"
+                f"{url} could not be downloaded ({first_line(error)}). Get the file elsewhere and pass {option}=<file>"
             ) from error
     return path
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if there is no message."""
     return (str(error) or type(error).__name__).partition("\n")[0]

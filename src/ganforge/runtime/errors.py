@@ -1,4 +1,4 @@
-"""Errors that a person can cause and mend."""
+"""User errors, and short messages for them."""
 
 import errno
 import re
@@ -8,53 +8,55 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for: one short message that names the option and says what to do.
+    """A mistake of the user: one short message that names the option and says what to do.
 
-    The entry points print the message alone and exit with status 2; `HYDRA_FULL_ERROR=1` adds the traceback.
+    The entry points print only the message and exit with status 2; `HYDRA_FULL_ERROR=1` adds the traceback.
     """
 
 
 class Damaged(UserError):
-    """A file of a run folder does not hold what belongs there."""
+    """A file in a run folder is damaged, or is not what its name says."""
 
 
 def explanation(error: BaseException) -> str | None:
-    """What to tell the person about an error of theirs; None for one of ours."""
+    """The message for a user error of any library; None for a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, InstantiationException):
-        cause = error.__cause__
-        key = re.search(r"full_key: (\S+)", str(error))
-        if cause is None:
-            return str(error)
-        said = str(cause)
-        if not isinstance(cause, _OF_VALUES):  # perhaps of the code that was called, which only its author can mend
-            said = f"{type(cause).__name__}: {cause} (HYDRA_FULL_ERROR=1 shows where)"
-        return f"{key.group(1) if key else 'trainer'}: {said}"  # which is not made of a config's own node
+        return _instantiation_message(error)
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} has to be given: {error.full_key}=..."
+        return f"{error.full_key} is missing: add {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):
         missing = re.search(r"Interpolation key '(data\.\w+)' not found", str(error))
         if missing:
             needs = f"{error.full_key or 'The model'} needs {missing.group(1)}"
-            return f"{needs}, which this dataset does not state: choose another data=..."
+            return f"{needs}, which this dataset does not have: choose another data=..."
         return str(error).removeprefix("UserError raised while resolving interpolation: ")
     if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
         difference = str(error).splitlines()[1].strip()
-        return (
-            f"The weights of the checkpoint are not those of this model: leave its networks as they were. {difference}"
-        )
+        return f"The checkpoint does not fit this model: do not change its networks. {difference}"
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.strerror} while writing {error.filename or 'the run folder'}: make room and try again"
-    if isinstance(error, OSError) and error.errno in _PLACE_ERRORS and error.filename:
+    if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if type(error).__name__ == "MisconfigurationException":  # Lightning's, imported only if it was raised
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's; importing it here would take seconds
         return f"trainer: {error}"
     return None
 
 
-_OF_VALUES = (ValueError, TypeError, ImportError)
-"""What wrong values of options end in."""
+def _instantiation_message(error: InstantiationException) -> str:
+    cause = error.__cause__
+    if cause is None:
+        return str(error)
+    message = str(cause)
+    if not isinstance(cause, _OPTION_ERRORS):  # perhaps a bug in the class, so show where to look
+        message = f"{type(cause).__name__}: {cause} (HYDRA_FULL_ERROR=1 shows where)"
+    key = re.search(r"full_key: (\S+)", str(error))
+    return f"{key.group(1) if key else 'trainer'}: {message}"  # only the trainer's config has no key
+
+
+_OPTION_ERRORS = (ValueError, TypeError, ImportError)
+"""Raised by constructors on wrong values of options."""
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PLACE_ERRORS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+_PATH_ERRORS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}

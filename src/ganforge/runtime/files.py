@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a kill or a power cut."""
+"""Atomic files: complete or absent, even after a kill or a power cut; and safe reading of untrusted ones."""
 
 import json
 import os
@@ -13,17 +13,18 @@ from typing import Any, BinaryIO
 from ganforge.runtime.errors import UserError
 
 TAG, SIGNATURE = "CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55"
+"""The Cache Directory Tagging Specification, https://bford.info/cachedir, which backup programs know."""
 
-LARGEST = 64 * 2**20
-"""Bytes of a text that is read."""
+MAX_TEXT_BYTES = 64 * 2**20
+"""Largest text file that is read."""
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write to, which takes the place of `path` once it is complete and safely on the disk.
+    """Open a new file that replaces `path` once it is complete and flushed to disk.
 
-    Until then it has a name that nobody can guess, and it is opened exclusively: what lies in the folder, such as a
-    link that a stranger put there, is never written through.
+    Until then it has a random name and is opened exclusively, so that it never writes through a link that someone else
+    put into the folder.
     """
     part = path.with_name(f".{path.name[:100]}.{token_hex(8)}.part")
     try:
@@ -40,52 +41,54 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: Any) -> None:
-    """Write bytes in place of what is there, if anything."""
+    """Write bytes to a file, replacing it atomically if it exists."""
     with open_atomic(path) as file:
         file.write(content)
 
 
 def make_cache(folder: Path) -> None:
-    """Make a folder for what can be made anew, and mark it as such: backups leave it out, and `is_cache` knows it."""
+    """Create a folder for reproducible files and tag it as a cache, so that backups skip it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not is_cache(folder):
         write_atomic(folder / TAG, f"{SIGNATURE}\n# of ganforge, see https://bford.info/cachedir\n".encode())
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether a folder was made by `make_cache`, rather than by another program that tags its caches."""
+    """Whether a folder was created by `make_cache`, rather than by another program that tags its caches."""
     tag = folder / TAG
     return tag.is_file() and "ganforge" in tag.read_text(errors="replace")
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left of files that they did not finish."""
+    """Remove unfinished files that killed processes have left."""
     for part in folder.rglob(".*.part"):
         part.unlink()
 
 
 def read_text(path: Path) -> str:
-    """A text in UTF-8. Raises FileNotFoundError, and UserError where it is no text in a file: links are not followed,
-    and pipes and devices could block or never end."""
+    """Read a UTF-8 text. Raises FileNotFoundError, and UserError for anything but a regular text file.
+
+    Links are not followed. Pipes and devices are refused, because they may block or never end.
+    """
     try:
         if not S_ISREG(path.lstat().st_mode):
-            raise UserError(f"{path} is {'a link' if path.is_symlink() else 'no file'}, which is not read")
+            raise UserError(f"{path} is {'a link' if path.is_symlink() else 'not a regular file'}, so it is not read")
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            content = file.read(LARGEST + 1)
+            content = file.read(MAX_TEXT_BYTES + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if len(content) > LARGEST:
-        raise UserError(f"{path} is larger than {LARGEST >> 20} MiB")
+    if len(content) > MAX_TEXT_BYTES:
+        raise UserError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8") from error
+        raise UserError(f"{path} is not a UTF-8 text") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A table in JSON that can be made anew: empty where there is none, or half of one."""
+    """Read a JSON object; empty if the file is missing or damaged. For files that can be created again."""
     try:
         table = json.loads(read_text(path))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -94,16 +97,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run folder has one to go on from, intact or not."""
+    """Whether a run folder has a checkpoint to resume from, intact or not."""
     return any((run / "checkpoints" / name).exists() for name in ("last.ckpt", "previous.ckpt"))
 
 
 def is_intact(path: Path) -> bool:
-    """Whether every record of what torch saved has the CRC-32 that torch wrote with it.
+    """Whether all records in a file from torch.save match their CRC-32.
 
-    torch does not compress: a file that says so could take hours to unpack.
+    torch does not compress, so compressed files are refused: they could take hours to unpack.
     """
-    if not path.is_file():  # a pipe would block
+    if not path.is_file():  # reading a pipe blocks
         return False
     try:
         with zipfile.ZipFile(path) as file:

@@ -1,4 +1,4 @@
-"""Arguments of a command as Hydra reads them: `key=value`."""
+"""Hydra overrides on the command line: `key=value`."""
 
 import re
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ PATHS = (
     *("hydra.run.dir", "hydra.sweep.dir", "data.valid", "data.test"),
 )
 PATH_NAMES = ("root", "low_root", "cache_dir", "weights", "path", "init_from")
-"""Options, and last parts of options, that are paths and nothing else: no character in them means anything to Hydra,
-but brackets around a list, and the commas between the values of a sweep."""
+"""Options, and last parts of options, whose values are always paths. Hydra's grammar does not apply to them, except for
+the brackets of a list and the commas between the values of a sweep."""
 
 
 def parts(argument: str) -> tuple[str, str]:
-    """Key and value of an override; the key is meant however Hydra is told to add or remove it."""
+    """Key and value of an override; the key without Hydra's prefixes `+`, `++` and `~`."""
     key, _, value = argument.partition("=")
     return key.lstrip("+~"), value
 
@@ -27,7 +27,7 @@ def key_of(argument: str) -> str:
 
 
 def literal(argument: str, is_sweep: bool = False) -> str:
-    """An override with its value quoted if it is a path, or has a "=" in it, as the folders of sweeps do."""
+    """The override with its value quoted if it is a path, or contains "=" like the folder of a sweep's job."""
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
     is_path = name in PATHS or name.rpartition(".")[2] in PATH_NAMES
@@ -35,7 +35,7 @@ def literal(argument: str, is_sweep: bool = False) -> str:
         return argument
     if not is_path:
         return f"{key}={quoted(value)}" if "=" in value and not set(value) & set("'\"[]{}(),") else argument
-    if value[:1] + value[-1:] == "[]" and "],[" not in value:  # one list, whose names may need quotes
+    if value[:1] + value[-1:] == "[]" and "],[" not in value:  # a single list, whose items may need quotes
         names = ",".join(quoted(name.strip()) for name in value[1:-1].split(",") if name.strip())
         return argument if set(value) & set("'\"") else f"{key}=[{names}]"
     if is_sweep and re.match(r"(choice|glob|sort|shuffle)\(", value):
@@ -44,14 +44,14 @@ def literal(argument: str, is_sweep: bool = False) -> str:
 
 
 def parse_override(argument: str) -> Override:
-    """An override as Hydra reads it. Raises HydraException."""
+    """Parse an override by Hydra's grammar. Raises HydraException."""
     return OverridesParser.create().parse_override(argument)
 
 
 def override_values(override: Override, options: Sequence[str] = ()) -> list[Any]:
-    """The values that an override sets, of a sweep one after the other; `options` are those that a glob chooses from.
+    """The value of an override, or all values of a sweep. A glob matches against `options`.
 
-    Ranges and intervals are left out: they are numbers.
+    Ranges and intervals, which are numbers, are left out.
     """
     value = override.value()
     if isinstance(value, Glob):
@@ -62,9 +62,10 @@ def override_values(override: Override, options: Sequence[str] = ()) -> list[Any
 
 
 def unquoted(value: str) -> str:
+    """The value as Hydra parses it."""
     return str(parse_override(f"key={value}").value())
 
 
 def quoted(value: object) -> str:
-    """A value that Hydra takes literally on the command line."""
+    """The value in quotes, so that Hydra takes it literally."""
     return QuotedString(str(value), Quote.single).with_quotes()

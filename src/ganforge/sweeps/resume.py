@@ -1,4 +1,4 @@
-"""Resuming a sweep from the record in its folder, of which only what is plainly harmless is taken."""
+"""Resume a sweep from the record in its folder, of which only harmless overrides are applied."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
+from ganforge.runs.folder_contents import check_folder, read_yaml
 from ganforge.runs.plain_overrides import fits, is_plain
 from ganforge.runs.record import read_overrides, read_record
-from ganforge.runs.untrusted import check_folder, read_yaml
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.overrides import key_of, override_values, parse_override
 from ganforge.runtime.text import printable
@@ -20,56 +20,58 @@ from ganforge.sweeps.sweep import RECORD, is_search, swept_keys
 
 MAX_JOBS = 10_000
 
-NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
-"""The end of an SQLite journal that names another file."""
+SUPER_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+"""The last bytes of an SQLite journal that names a super-journal."""
 
-OWN = ("hydra.sweeper.storage", "hydra/sweeper/sampler", "hydra.sweep.subdir")
-"""Options that a search or the names of jobs depend on, and that may run code or lead elsewhere: some storages and
-samplers unpickle what they read."""
+RETYPED = ("hydra.sweeper.storage", "hydra/sweeper/sampler", "hydra.sweep.subdir")
+"""Options that a resumed sweep needs but that have to be typed again: they may run code or lead elsewhere.
+
+Some storages and samplers unpickle what they read.
+"""
 
 
 def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
-    """The arguments of the sweep in a folder: as recorded there, with those given now on top.
+    """The arguments that resume a sweep: its recorded ones, with those of this command on top.
 
-    Raises UserError where the record holds more than plain choices and values, unless that is given again.
+    Raises UserError if the record has more than plain choices and values, unless they are given again.
     """
     recorded = _recorded(folder, arguments, conf)
     given = {key_of(argument): argument for argument in arguments}
     for key in swept_keys(recorded) & given.keys():
         if given[key] not in recorded:
-            raise UserError(f"{given[key]}: sweep={folder} has other values of it. More of them are a new sweep")
+            raise UserError(f"{given[key]}: sweep={folder} sweeps other values of it. Start a new sweep for more")
     for key in given:
         if (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
             raise UserError(
-                f"{given[key]}: sweep={folder} has settled that. Set single values instead, such as {key}.<key>=..."
+                f"{given[key]}: sweep={folder} cannot change a group. Set single values, such as {key}.<key>=..."
             )
-    merged = {key_of(argument): argument for argument in [*recorded, *arguments]}  # in the order of before
+    merged = {key_of(argument): argument for argument in [*recorded, *arguments]}  # in the recorded order
     return ["-m", *merged.values()]
 
 
 def resume_job_config(folder: Path) -> DictConfig:
-    """The config of a started job: its record, with the values given since on top."""
+    """The config of a job that has started: its record, with the values that were given since on top."""
     before = read_overrides(folder)
     given = [each for each in HydraConfig.get().overrides.task if each not in before]
     config = read_record(folder, given)
     for override in map(parse_override, given):
         if override.is_delete():
-            raise UserError(f"{override.input_line}: a started job keeps its parts: leave that out")
+            raise UserError(f"{override.input_line}: a job that has started keeps its parts. Leave that out")
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
     return config
 
 
 def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
-    """The recorded arguments of a sweep, without options of Hydra that have to be given again."""
+    """The recorded overrides of a sweep that are harmless. Hydra's others apply only if they are given again."""
     record = folder / RECORD
     if not record.is_file():
-        raise UserError(f"sweep={folder} is no sweep: it has no {RECORD}. Sweeps are in logs/sweeps/<name>/<time>")
+        raise UserError(f"sweep={folder} is not a sweep: {RECORD} is missing. Sweeps are in logs/sweeps/<name>/<time>")
     check_folder(folder)
     config = read_yaml(record)
     overrides: Any = OmegaConf.to_container(config) if OmegaConf.is_config(config) else None
     is_record = isinstance(overrides, dict) and overrides.keys() == {"task", "hydra"}
-    if not is_record or not all(_is_list_of_texts(part) for part in overrides.values()):
-        raise UserError(f"{record} is no record of a sweep")
+    if not is_record or not all(_is_list_of_strings(part) for part in overrides.values()):
+        raise UserError(f"{record} is not the record of a sweep")
     given = set(map(key_of, arguments))
     for override in overrides["task"]:
         if override not in arguments and not is_plain(override, conf):
@@ -82,15 +84,15 @@ def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
     _check_journal(folder / "search.db-journal")
     for override in overrides["hydra"]:
         key = key_of(override)
-        if key in OWN and key not in given:  # without it this would be another search
-            raise UserError(f"sweep={folder} was started with {printable(override)}: give that again, if you trust it")
+        if key in RETYPED and key not in given:  # the search would start over without it
+            raise UserError(f"sweep={folder} was started with {printable(override)}. If you trust it, pass it again")
     return [*overrides["task"], *(override for override in overrides["hydra"] if _is_harmless(override))]
 
 
 def check_trials(trials: Iterable[Any], keys: Collection[str], conf: Path) -> None:
-    """Raise UserError where a trial sets other options than those searched, or more than plain values.
+    """Raise UserError if a stored trial sets anything but plain values of the searched keys.
 
-    Its parameters become overrides, and a stranger may have written them.
+    A stranger may have written the storage, and each value becomes an override.
     """
     for trial in trials:
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
@@ -100,12 +102,12 @@ def check_trials(trials: Iterable[Any], keys: Collection[str], conf: Path) -> No
 
 
 def _check_journal(path: Path) -> None:
-    """Raise UserError where a journal names another file, which SQLite would delete as it rolls a write back."""
+    """Raise UserError if a journal names a super-journal, which SQLite would delete on rollback. Ours name none."""
     if path.is_file():
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - len(NAMES_ANOTHER)))
-            if file.read() == NAMES_ANOTHER:
-                raise UserError(f"{path} names a file that opening it would delete: it is refused")
+            file.seek(max(0, path.stat().st_size - len(SUPER_JOURNAL_MAGIC)))
+            if file.read() == SUPER_JOURNAL_MAGIC:
+                raise UserError(f"{path} names a file that opening it would delete, so it is refused")
 
 
 def _jobs(override: str) -> int:
@@ -115,11 +117,11 @@ def _jobs(override: str) -> int:
     return max(1, len(override_values(parse_override(override))))
 
 
-def _is_list_of_texts(part: Any) -> bool:
+def _is_list_of_strings(part: Any) -> bool:
     return isinstance(part, list) and all(isinstance(override, str) for override in part)
 
 
 def _is_harmless(override: str) -> bool:
-    """Whether an override of a search only sets the number of its trials, and what is best."""
+    """Whether an override of a search only sets the number of trials or the direction."""
     is_word = re.fullmatch(r"[\w.]+=[\w.-]+", override) is not None
     return is_search(override) and fits(override) and (is_word or override == "hydra/sweeper=optuna")

@@ -1,6 +1,7 @@
-"""What may be in a folder that a stranger made, as pure functions: the list of what is harmless is short."""
+"""What a run folder may hold, and what a record may set and instantiate, as pure functions."""
 
 import os
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -8,14 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT, composed
+from conftest import ROOT, TINY_POINTS, composed, fitted
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.experiment.trust import validate_untrusted
+from ganforge.runs.folder_contents import FILES, check_caches, check_config, check_folder, read_yaml
 from ganforge.runs.plain_overrides import is_plain
 from ganforge.runs.record import add_resumed, read_record
-from ganforge.runs.untrusted import check_caches, check_config, check_folder, read_yaml
 from ganforge.runtime.devices import check_fits
 from ganforge.runtime.errors import Damaged, UserError
 from ganforge.runtime.files import is_intact, make_cache, remove_parts, write_atomic
@@ -67,6 +68,9 @@ NOT_PLAIN = [
     "trainer.devices=1,4000",
     "trainer.devices='4000'",
     f"trainer.devices=[{','.join(['0'] * 4000)}]",
+    "trainer.devices=${seed}",
+    "trainer.devices=' 4000'",
+    "trainer.devices=range(1,4000)",
     "trainer.num_nodes=4000",
     "seed=${oc.env:HOME}",
     "seed='\\${oc.env:HOME}'",
@@ -104,6 +108,15 @@ def test_links_are_refused(tmp_path: Path, place: str) -> None:
     (run / place).symlink_to(outside)
     with pytest.raises(UserError, match="is a link, which may lead out of the run folder"):
         check_folder(run)
+
+
+def test_every_file_of_a_run_is_listed(tmp_path: Path) -> None:
+    fitted(tmp_path, *TINY_POINTS, "logger=[tensorboard,csv]")
+    varying = re.compile(r"events\.out\.tfevents\..*|best-.*\.ckpt|step-\d+\.png|training\.gif")
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file() and not varying.fullmatch(path.name)}
+    assert names
+    assert names <= set(FILES)
+    check_folder(tmp_path)
 
 
 def test_fifos_and_folders_in_place_of_files_are_refused(tmp_path: Path) -> None:
@@ -317,7 +330,7 @@ def test_what_conf_composes_passes() -> None:
 
 def test_caches_of_a_record_are_there_or_typed(tmp_path: Path) -> None:
     values = {"data": {"cache_dir": str(tmp_path / "cache")}, "callbacks": {"evaluation": {"cache_dir": None}}}
-    with pytest.raises(UserError, match="is no cache on this machine"):
+    with pytest.raises(UserError, match="is not a ganforge cache on this machine"):
         check_caches(values, ["data.root=x"])
     check_caches(values, ["data.cache_dir=elsewhere"])
     make_cache(tmp_path / "cache")
@@ -364,8 +377,8 @@ def test_processes_of_a_record_fit_the_machine(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ganforge.runtime.devices.cpu_count", lambda: 2)
     for fits in ({}, {"devices": 2}, {"devices": "auto"}, {"devices": "0,1"}):
         check_fits(trainer(**fits), [])
-    for option, value in (("devices", 40), ("devices", "40"), ("num_nodes", 2)):
-        with pytest.raises(UserError, match=f"asks for trainer.{option}={value}, but"):
+    for option, value in (("devices", 40), ("devices", "40"), ("devices", " 40"), ("num_nodes", 2)):
+        with pytest.raises(UserError, match=f"asks for trainer.{option}={str(value).strip()}, but"):
             check_fits(trainer(**{option: value}), ["trainer.max_steps=3"])
         check_fits(trainer(**{option: value}), [f"trainer.{option}={value}"])
 
@@ -382,7 +395,7 @@ def test_what_a_run_was_resumed_with_is_taken_where_it_is_plain(tmp_path: Path) 
     assert read_record(tmp_path, ["trainer.max_steps=10"]).trainer.max_steps == 10000, "which is given anew"
     for section in ("model=../../evil", "+model=x", "data=null"):
         add_resumed(tmp_path, 8, [section])
-        with pytest.raises(UserError, match="a section is settled"):
+        with pytest.raises(UserError, match="cannot replace a whole section"):
             read_record(tmp_path)
         (tmp_path / "environment.json").unlink()
     for hostile in (
@@ -392,7 +405,7 @@ def test_what_a_run_was_resumed_with_is_taken_where_it_is_plain(tmp_path: Path) 
         "model._target_=x",
     ):
         add_resumed(tmp_path, 8, [hostile])
-        with pytest.raises(UserError, match="it could run code"):
+        with pytest.raises(UserError, match="as it could run code"):
             read_record(tmp_path)
         read_record(tmp_path, [hostile])
         (tmp_path / "environment.json").unlink()
@@ -405,5 +418,5 @@ def test_a_record_has_all_sections(tmp_path: Path, section: str) -> None:
     record = OmegaConf.to_container(composed("model=gan", "data=ring"))
     assert isinstance(record, dict)
     OmegaConf.save(OmegaConf.create({**record, **OmegaConf.create(section)}), path)
-    with pytest.raises(Damaged, match=f"{section.partition(':')[0]} is no section"):
+    with pytest.raises(Damaged, match=f"{section.partition(':')[0]} is not a section"):
         read_record(tmp_path)

@@ -1,0 +1,41 @@
+"""What train.py says at the end, with the commands to type next."""
+
+import shlex
+from pathlib import Path
+
+
+def stop_message(folder: Path, step: int, is_job: bool = False, trust: str = "") -> str:
+    """The message after a signal. `trust` is the prefix of commands that read the run, see `trust_prefix`.
+
+    A job's message names no command: the sweep ends with one for all of its jobs.
+    """
+    if is_job:
+        return f"Stopped after step {step}."
+    return f"Stopped after step {step}. Resume with:\n  {trust}python train.py resume={_typed(folder)}"
+
+
+def finish_message(
+    outcome: str, folder: Path, step: int, from_images: bool, is_job: bool = False, trust: str = ""
+) -> str:
+    """The message after the last step. `from_images`: whether the model makes images from images."""
+    run = _typed(folder)
+    lines = [
+        outcome,
+        f"  run folder   {run}",
+        f"  samples      {run}/samples/step-{step:08d}.png",
+    ]
+    if not is_job:
+        samples = ["input=<image or folder>"] if from_images else ["num_samples=100 seed=1", "interpolate=true"]
+        lines += [
+            "Try next:",
+            f"  {trust}python evaluate.py run={run}",
+            *(f"  {trust}python sample.py run={run} {options}" for options in samples),
+            "  tensorboard --logdir logs",
+        ]
+    return "\n".join(lines)
+
+
+def _typed(folder: Path) -> str:
+    """The folder as a shell argument, relative to the working directory where possible."""
+    path = folder.resolve()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

@@ -1,0 +1,109 @@
+"""Check that the data, the model, its loss and the devices fit together, once they are built and before training.
+
+Each check raises UserError.
+"""
+
+import logging
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from omegaconf import DictConfig
+from torch import nn
+
+from ganforge.data.base import TensorData
+from ganforge.data.pairs import Pairs
+from ganforge.losses import Loss
+from ganforge.models.gan import GAN
+from ganforge.runtime.devices import device_count, on_cpu, rank
+from ganforge.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def check_loss(loss: Any) -> None:
+    """Check that a loss derives from Loss and implements both players' losses."""
+    if not isinstance(loss, Loss):
+        what = "none" if loss is None else f"a {type(loss).__name__}"
+        raise UserError(f"model.loss is {what}: it needs a class that derives from ganforge.losses.Loss, as loss=hinge")
+    for method in ("discriminator", "generator"):
+        if getattr(type(loss), method) is getattr(Loss, method):
+            raise UserError(f"loss: {type(loss).__name__} has no {method}(), which returns the {method}'s loss")
+
+
+def check_optimizers(model: GAN) -> None:
+    """Check that the optimizers and their schedules take their arguments."""
+    try:
+        model.configure_optimizers()
+    except (TypeError, ValueError, IndexError) as error:
+        raise UserError(f"model.*_optimizer or schedule: {error}") from error
+
+
+def has_validations(config: DictConfig, data: TensorData, model: GAN) -> bool:
+    """Whether training will be validated. Raises UserError if the data cannot measure the model."""
+    trainer = config.trainer
+    if not trainer.val_check_interval or not any(config.metrics.values()):
+        return False
+    if -1 < trainer.max_steps < trainer.val_check_interval:
+        if rank() == 0:
+            log.info("Nothing is measured: evaluate_every=%d exceeds trainer.max_steps.", trainer.val_check_interval)
+        return False
+    if isinstance(data, Pairs) and not data.sets["valid"]:
+        return False
+    check_pairs(data, model)
+    return True
+
+
+def check_pairs(data: TensorData, model: LightningModule) -> None:
+    """Check that image-to-image models, and only they, are measured on pairs."""
+    if isinstance(data, Pairs) and not _from_images(model):
+        raise UserError(
+            "data.valid, data.test: pairs cannot measure this model, which does not make images from images"
+        )
+    check_counterparts(data, model)
+
+
+def check_counterparts(data: TensorData, model: LightningModule) -> None:
+    """Check that an image-to-image model is trained on pairs."""
+    if not isinstance(data, Pairs) and _from_images(model):
+        raise UserError("This model makes images from images: it needs data=pairs")
+
+
+def _from_images(model: LightningModule) -> bool:
+    return not isinstance(model, GAN) or model.from_images
+
+
+def check_scale(data: TensorData, model: GAN) -> None:
+    """Check that the generator enlarges images as much as the pairs do. The data have to be set up."""
+    if isinstance(data, Pairs) and model.from_images and data.scale != model.generator.scale:
+        instead = "Set it to that" if data.scale > 1 else "Use model=pix2pix"
+        raise UserError(
+            f"model.generator.scale={model.generator.scale}: the images of these pairs are {data.scale} times as large "
+            f"as their counterparts. {instead}, or another degradation="
+        )
+
+
+def check_devices(config: DictConfig, model: GAN) -> None:
+    """Check that the devices can share out a batch. Warns if BatchNorm differs between processes."""
+    devices = device_count(config.trainer)
+    rows = config.data.batch_size // devices
+    if config.data.batch_size % devices:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} does not divide by {devices} devices, which share it out: "
+            f"use {rows * devices or devices}"
+        )
+    if devices > 1 and on_cpu(config.trainer) and rank() == 0 and _trains_batch_norm(model):
+        log.warning(
+            "BatchNorm on %d CPU processes: each normalises its own %d rows, as torch cannot synchronise it on CPUs. "
+            "The run differs from one on a single process.",
+            devices,
+            rows,
+        )
+
+
+def _trains_batch_norm(model: GAN) -> bool:
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for network in (model.generator, model.discriminator)
+        if any(parameter.requires_grad for parameter in network.parameters())
+        for module in network.modules()
+    )
