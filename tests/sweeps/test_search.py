@@ -65,7 +65,7 @@ def test_sweeps_become_distributions() -> None:
         "range(9,3,step=-3)": distributions.IntDistribution(6, 9, step=3),
         "range(0.5,2,step=0.5)": distributions.FloatDistribution(0.5, 1.5, step=0.5),
         "choice(hinge,minimax)": distributions.CategoricalDistribution(["hinge", "minimax"]),
-        "choice([16,8],'a b')": distributions.CategoricalDistribution(["[16,8]", "'a b'"]),
+        "choice([16,8],'a b')": distributions.CategoricalDistribution(["[16,8]", "a\\ b"]),
         "1,null": distributions.CategoricalDistribution(["1", "null"]),
     }.items():
         assert _distribution(OverridesParser.create().parse_override(f"x={value}")) == expected
