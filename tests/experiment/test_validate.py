@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from ganforge.callbacks import Samples
+from ganforge.cli.trainer_options import check_trainer
 from ganforge.commands.evaluate import evaluate
 from ganforge.experiment.build import build
-from ganforge.experiment.trainer_options import check_trainer
 from ganforge.losses import Loss
 from ganforge.runtime.errors import UserError, explanation
 

@@ -13,9 +13,9 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ganforge.cli.trainer_options import PRECISIONS
 from ganforge.data.base import Batch, to_unit_range
 from ganforge.experiment.build import build
-from ganforge.experiment.trainer_options import PRECISIONS
 from ganforge.models.ema import moving_average
 from ganforge.models.gan import GAN, Game, LossTerms
 from ganforge.regularizers import R1, Scored, score

@@ -1,4 +1,4 @@
-"""What a run does beside training: checkpoints, samples, progress, and stopping well."""
+"""What a run does besides training: checkpoints, samples, progress, health, graceful shutdown."""
 
 from ganforge.callbacks.checkpoints import Checkpoints
 from ganforge.callbacks.health import Health

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by PyTorch's profiler."""
+"""`debug=profile`: a trace of PyTorch's profiler."""
 
 import logging
 from pathlib import Path
@@ -14,11 +14,11 @@ from ganforge.runtime.devices import rank
 log = logging.getLogger(__name__)
 
 MAX_STEPS = 100
-"""A step of DCGAN takes 300 KB of the trace, and the profiler keeps them all in memory."""
+"""The profiler keeps all recorded steps in memory, and a step of DCGAN takes 300 KB in the trace."""
 
 
 class Trace(Callback):
-    """Writes `trace.json` into the run folder: `steps` steps after `skip` others, for https://ui.perfetto.dev.
+    """Skips `skip` steps, records `steps` and writes them to `trace.json` in the run folder, for https://ui.perfetto.dev.
 
     Lightning's PyTorchProfiler buries the step under a range for each of its hooks, and makes torch print a warning
     at every step that is not recorded.

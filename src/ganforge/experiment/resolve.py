@@ -1,4 +1,4 @@
-"""A composed config made ready for building: resolved, completed for this machine, its types checked."""
+"""Makes a composed config ready for building: resolves it, completes it for this machine, checks its types."""
 
 import logging
 import os
@@ -10,17 +10,17 @@ from omegaconf import DictConfig, OmegaConf
 from ganforge.experiment.validate import check_types
 from ganforge.runtime.devices import uses_sync_batchnorm
 
-RIGHT_HERE = (
+EXPECTED_WARNINGS = (
     "does not have many workers",
     "is smaller than the logging interval",
-    "Detected call of `lr_scheduler.step",  # of D's, which the first stage of SRGAN does not train
+    "Detected call of `lr_scheduler.step",  # the first stage of SRGAN does not train D
     "`find_unused_parameters=True` was specified",
     "find_unused_parameters=True was specified in DDP constructor",
     "`torch.jit.load` is deprecated",
-    "Experiment logs directory",  # which is the run's folder, or whose rows are kept
+    "Experiment logs directory",  # the run folder: its rows are kept
     "`isinstance.treespec, LeafSpec.` is deprecated",
 )
-"""Warnings about settings that are right here."""
+"""Beginnings of warnings about settings that are intended."""
 
 
 def resolve_config(config: DictConfig, *parts: str) -> None:
@@ -33,11 +33,11 @@ def resolve_config(config: DictConfig, *parts: str) -> None:
 
 
 def silence_warnings() -> None:
-    """Silence what Lightning says about settings that are right here."""
+    """Silence Lightning's warnings about settings that are intended."""
     if not torch.cuda.is_available():
-        # Lightning makes torch ask the driver for GPUs, and every optimizer call asks: 0.1 ms each, for none
+        # Lightning sets this to 1: every optimizer call then asks the driver for GPUs, which takes 0.1 ms
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in RIGHT_HERE:
+    for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")

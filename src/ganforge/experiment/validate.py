@@ -14,7 +14,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ganforge.experiment.trainer_options import check_trainer
+from ganforge.cli.trainer_options import check_trainer
 from ganforge.runs.record import read_record
 from ganforge.runtime.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What a run's folder tells about the run besides checkpoints and samples."""
+"""What a run folder says about its run: the environment, and the settings."""
 
 import json
 import platform
@@ -23,24 +23,25 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "
 
 UNTRAINED_SECTIONS = {"name", "resume", "sweep", "checkpoint_every", "sample_every", "evaluate_every"}
 UNTRAINED_SECTIONS |= {"callbacks", "logger", "metrics", "extractor", "trainer"}
-"""Parts of a config that do not change what is trained."""
+"""Sections of a config that do not affect the weights, except for `TRAINING`."""
 TRAINING = {"trainer.max_steps", "trainer.max_epochs", "trainer.precision", "trainer.devices", "trainer.num_nodes"}
 TRAINING |= {"trainer.sync_batchnorm", "trainer.deterministic"}
 TRAINING |= {"callbacks.health.on_collapse", "callbacks.health.patience"}
-"""And what in them does."""
+"""Options in these sections that affect the weights."""
 
 
 def write_environment(config: DictConfig, folder: Path, trainer: Trainer) -> None:
-    """Write `environment.json` of a run that begins."""
+    """Write `environment.json` of a new run. It keeps the overrides of earlier attempts."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = [{"step": step, "overrides": overrides} for step, overrides in read_resumed(folder)]  # of one begun anew
-    told = environment(config, trainer) | ({"resumed": kept} if kept else {})
-    write_atomic(folder / "environment.json", (json.dumps(told, indent=2) + "\n").encode())
+    resumed = [{"step": step, "overrides": overrides} for step, overrides in read_resumed(folder)]
+    content = environment(config, trainer) | ({"resumed": resumed} if resumed else {})
+    write_atomic(folder / "environment.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """What was chosen for the run of a folder: options by their group, and values by their key, both where they are in
-    the config: {"loss": "hinge", "model.generator_optimizer.lr": 0.001}. Values that follow from others are left out.
+    """The settings of a run: group options and values by their key in the config, without interpolated values.
+
+    {"loss": "hinge", "model.generator_optimizer.lr": 0.001}
     """
     recorded = _recorded(folder / ".hydra" / "hydra.yaml").get("hydra", {}).get("runtime", {}).get("choices", {})
     choices = {group.rpartition("@")[2]: option for group, option in recorded.items() if not group.startswith("hydra/")}
@@ -56,7 +57,7 @@ def settings(folder: Path) -> dict[str, Any]:
 
 
 def _changed(config: Mapping[str, Any], step: int, overrides: list[str]) -> dict[str, Any]:
-    """The values that a run was resumed with after a step; where they change what is trained, beside those before."""
+    """The values that a run was resumed with after a step; those that affect the weights with the value before."""
     found = {}
     for override in map(parse_override, overrides):
         key, value = override.key_or_group, override.value()
@@ -91,7 +92,7 @@ def _leaves(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def environment(config: DictConfig, trainer: Trainer) -> dict[str, Any]:
-    """What a person needs to know to repeat a run elsewhere."""
+    """What is needed to reproduce a run elsewhere."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "python": platform.python_version(),

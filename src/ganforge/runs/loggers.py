@@ -1,4 +1,4 @@
-"""What a run tells its loggers besides numbers: its config, pictures and texts, whatever the logger can show."""
+"""What loggers get besides numbers: images, texts and the config, as far as they can show them."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,11 +19,11 @@ CHARTS = {
     "D's accuracy on real and fake": ("accuracy/real", "accuracy/fake"),
     "gradient norms of D and G": ("gradient_norm/d", "gradient_norm/g"),
 }
-"""Scalars that TensorBoard's Custom Scalars show in one chart, for each game."""
+"""The charts of TensorBoard's Custom Scalars tab, for each game."""
 
 
 def log_image(loggers: Iterable[Logger], name: str, image: Image.Image, step: int) -> None:
-    """Show a picture in every logger that has pictures."""
+    """Log an image to every logger that shows images."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, np.asarray(image), step, dataformats="HWC")
@@ -32,7 +32,7 @@ def log_image(loggers: Iterable[Logger], name: str, image: Image.Image, step: in
 
 
 def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None:
-    """Show a text in every logger that has texts."""
+    """Log a text to every logger that shows texts."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(name, text, step)
@@ -41,42 +41,42 @@ def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None
 
 
 def describe_run(loggers: Iterable[Logger], config: DictConfig, folder: Path, games: Sequence[Game]) -> None:
-    """Give every logger the config of a run that begins, in the form that it shows."""
+    """Log the config of a new run to every logger, in the form that the logger shows."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             _describe_to_tensorboard(logger, config, folder, games)
-        elif not isinstance(logger, CSVLogger):  # whose file lies beside .hydra/config.yaml
-            logger.log_hyperparams(_values(config))
+        elif not isinstance(logger, CSVLogger):  # its file is beside .hydra/config.yaml
+            logger.log_hyperparams(_resolved(config))
 
 
 def resume_logs(loggers: Iterable[Logger], config: DictConfig, folder: Path, games: Sequence[Game], step: int) -> None:
-    """Have every logger continue after a step, without a gap and without a step twice where it can take rows back.
+    """Have every logger continue after the step that a run resumes from, without a gap or a repeated step.
 
-    Weights & Biases cannot: it gets a row `resumed_from`, after which the larger steps come again.
+    Weights & Biases cannot remove rows. It gets a row `resumed_from` that marks where the repeated steps begin.
     """
     truncate_logs(folder, step)
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             continue_csv(logger, step)
         elif not isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams({**_values(config), "resumed_from": step})
+            logger.log_hyperparams({**_resolved(config), "resumed_from": step})
             logger.log_metrics({"resumed_from": step}, step)
-        elif not event_files(folder):  # this logger is new to the run
+        elif not event_files(folder):  # the run had no TensorBoard before
             _describe_to_tensorboard(logger, config, folder, games)
 
 
-def _values(config: DictConfig) -> Any:
+def _resolved(config: DictConfig) -> Any:
     return OmegaConf.to_container(config, resolve=True)
 
 
 def _describe_to_tensorboard(
     logger: TensorBoardLogger, config: DictConfig, folder: Path, games: Sequence[Game]
 ) -> None:
-    from torch.utils.tensorboard.summary import hparams  # slow to import, and needed at the start of a training only
+    from torch.utils.tensorboard.summary import hparams  # slow to import
 
     text = OmegaConf.to_yaml(config)
     logger.experiment.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))
-    # without torch's list of all columns: TensorBoard would take one run's for those of all
+    # without the columns that torch adds: TensorBoard would take those of one run for all runs
     _, session, _ = hparams(hyperparameters(folder), {})
     logger.experiment._get_file_writer().add_summary(session)
     logger.experiment.add_custom_scalars({game.name or "game": _charts(game) for game in games})
