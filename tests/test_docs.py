@@ -20,12 +20,7 @@ from ganforge.runtime.overrides import key_of, literal
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ("train", "sample", "evaluate", "compare", "export")
 FOLDERS = ("resume", "sweep")  # which take the place of a composition
-PLUGINS = {
-    "joblib": "joblib_launcher",
-    "optuna": "optuna_sweeper",
-    "submitit": "submitit_launcher",
-    "ray": "ray_launcher",
-}
+PLUGINS = {"submitit": "submitit_launcher", "ray": "ray_launcher"}
 
 
 def commands(page: Path) -> list[str]:

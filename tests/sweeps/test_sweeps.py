@@ -42,33 +42,31 @@ def last(job: Path) -> Path:
 
 
 def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_path: Path) -> None:
-    swept = ["data.batch_size=20,0", "loss=hinge,minimax"]
-    result = run("train.py", "-m", *TINY, *swept, "hydra.launcher.n_jobs=2", cwd=tmp_path)
+    swept = "data.batch_size=0,20,10"
+    result = run("train.py", "-m", *TINY, swept, "hydra.launcher.n_jobs=2", cwd=tmp_path)
     assert result.returncode == 1
     assert "data.batch_size must be at least 1" in result.stderr
     assert "Traceback" not in result.stderr
     sweep = the_sweep(tmp_path)
-    names = ["0-batch_size=20,loss=hinge", "1-batch_size=20,loss=minimax"]
-    names += ["2-batch_size=0,loss=hinge", "3-batch_size=0,loss=minimax"]
+    failed, *others = names = ["0-batch_size=0", "1-batch_size=20", "2-batch_size=10"]
     assert jobs_of(sweep) == names
-    assert [last(sweep / name).exists() for name in names] == [True, True, False, False]
-    for name in names[2:]:
-        assert "data.batch_size must be at least 1" in (sweep / name / "error.txt").read_text()
-        assert f"{name} failed: data: batch_size=0" in result.stderr
+    assert [last(sweep / name).exists() for name in names] == [False, True, True]
+    assert "data.batch_size must be at least 1" in (sweep / failed / "error.txt").read_text()
+    assert f"{failed} failed: data: batch_size=0" in result.stderr
     assert f"python train.py sweep={sweep.relative_to(tmp_path)} hydra.launcher.n_jobs=2" in result.stderr
 
-    finished = last(sweep / names[0]).stat().st_mtime_ns
-    records = [sweep / "sweep.yaml", *(sweep / name / ".hydra" / "config.yaml" for name in names[:2])]
+    finished = last(sweep / others[0]).stat().st_mtime_ns
+    records = [sweep / "sweep.yaml", *(sweep / name / ".hydra" / "config.yaml" for name in others)]
     before = [path.read_text() for path in records]
-    last(sweep / names[1]).unlink()
-    again = run("train.py", f"sweep={sweep}", "data.batch_size=20,0", "callbacks.samples.count=9", cwd=tmp_path)
+    last(sweep / others[1]).unlink()
+    again = run("train.py", f"sweep={sweep}", swept, "callbacks.samples.count=9", cwd=tmp_path)
     assert jobs_of(sweep) == names
     assert [path.read_text() for path in records] == before, "of what was trained, not of what is given now"
     assert "callbacks.samples.count=9" in again.stderr.splitlines()[-1], "to be given again"
     assert "This run is finished" in again.stderr
-    assert last(sweep / names[0]).stat().st_mtime_ns == finished
-    assert last(sweep / names[1]).exists(), "what is missing is done"
-    arguments = [f"sweep={sweep}", "loss=hinge,wasserstein"]
+    assert last(sweep / others[0]).stat().st_mtime_ns == finished
+    assert last(sweep / others[1]).exists(), "what is missing is done"
+    arguments = [f"sweep={sweep}", "data.batch_size=20,5"]
     for given, message in (
         (arguments, "sweeps other values of it"),
         ([arguments[0], "schedule=cosine"], "cannot change a group"),
@@ -77,29 +75,27 @@ def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_pat
             with_record(given, sweep, ROOT / "conf")
 
 
-def test_a_begun_job_goes_on_from_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_started_job_resumes_from_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = recorded(tmp_path / "job", *TINY, "loss=hinge", "model.generator_optimizer.lr=0.5")
     OmegaConf.save([*TINY, "loss=hinge"], job / ".hydra" / "overrides.yaml")
     task = [*TINY, "loss=hinge", f"sweep='{tmp_path}'", "trainer.max_steps=9"]
     monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(overrides=SimpleNamespace(task=task)))
     config = resume_job_config(job)
     assert (config.trainer.max_steps, config.sweep) == (9, str(tmp_path))
-    assert config.model.generator_optimizer.lr == 0.5, "as it began, though the command does not say so"
+    assert config.model.generator_optimizer.lr == 0.5, "as it started, though the command does not say so"
     assert config.loss._target_.endswith("Hinge")
     shutil.rmtree(job / "checkpoints")
     (job / "checkpoints").mkdir()  # killed before its first checkpoint
     assert train(composed(*QUICK, *TINY, f"sweep='{tmp_path}'"), job) == 0
 
 
-def test_jobs_of_two_processes(tmp_path: Path) -> None:
-    options = ["trainer.devices=2", "name=pair", "data.batch_size=20,21"]
-    result = run("train.py", "-m", *TINY, *options, cwd=tmp_path)
-    assert result.returncode == 1
+def test_a_job_on_two_devices(tmp_path: Path) -> None:
+    result = run("train.py", "-m", *TINY, "trainer.devices=2", "name=pair", "seed=range(1,2)", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     sweep = the_sweep(tmp_path, "pair")
-    assert jobs_of(sweep) == ["0-batch_size=20", "1-batch_size=21"]
-    assert last(sweep / "0-batch_size=20").exists()
-    assert json.loads((sweep / "0-batch_size=20" / "environment.json").read_text())["devices"] == 2
-    assert "does not divide by 2 devices" in (sweep / "1-batch_size=21" / "error.txt").read_text()
+    assert jobs_of(sweep) == ["0-seed=1"]
+    assert last(sweep / "0-seed=1").exists()
+    assert json.loads((sweep / "0-seed=1" / "environment.json").read_text())["devices"] == 2
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sweeps"]
 
 
@@ -125,7 +121,7 @@ def test_former_launchers_are_answered(tmp_path: Path, launcher: str) -> None:
 @contextmanager
 def endless(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
     """A sweep whose jobs do not end by themselves, in a session of its own."""
-    given = [*TINY, "trainer.max_steps=1000000", "evaluate_every=null", "checkpoint_every=20"]
+    given = [*TINY, "trainer.max_steps=1000000", "evaluate_every=null", "checkpoint_every=5"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "-m", *given, *options],
         cwd=folder,
@@ -159,7 +155,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 
 @linux_only
-def test_a_killed_job_and_an_interrupted_sweep_can_be_finished(tmp_path: Path) -> None:
+def test_a_killed_job_and_an_interrupted_sweep(tmp_path: Path) -> None:
     with endless(tmp_path, "seed=0,1,2", "hydra.launcher.n_jobs=2") as process:
         wait_for(lambda: len(list(tmp_path.glob("logs/sweeps/*/*/*/checkpoints/previous.ckpt"))) == 2)
         sweep = the_sweep(tmp_path)
@@ -179,10 +175,6 @@ def test_a_killed_job_and_an_interrupted_sweep_can_be_finished(tmp_path: Path) -
     for name in stopped:
         step = read_checkpoint(last(sweep / name))["global_step"]
         assert f"Stopped after step {step}." in (sweep / name / "train.log").read_text()
-    again = run("train.py", f"sweep={sweep}", "trainer.max_steps=2", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("This run is finished") == 3
-    assert not list(sweep.glob("*/error.txt"))
 
 
 @linux_only
@@ -221,10 +213,14 @@ def test_a_killed_job_leaves_no_rank(tmp_path: Path) -> None:
         process.terminate()
         process.communicate(timeout=60)
         assert not processes_in(tmp_path)
+    again = run("train.py", f"sweep={the_sweep(tmp_path)}", "trainer.max_steps=2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("This run is finished") == 2
+    assert not list(the_sweep(tmp_path).glob("*/error.txt"))
 
 
 def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -175,11 +175,8 @@ def _overrides() -> list[str]:
 def _record_overrides(folder: Path, step: int) -> list[str]:
     """Record the overrides that are new to this run, with the step that it resumes after, and return them."""
     known = {key_of(override): override for override in read_overrides(folder)} | latest_resumed(folder)
-    new = [
-        override
-        for override in _overrides()
-        if known.get(key_of(override)) != override and key_of(override) not in COMMAND_OPTIONS
-    ]
+    overrides = {key_of(each): each for each in _overrides()}  # of an option that is given twice, the last value
+    new = [each for key, each in overrides.items() if known.get(key) != each and key not in COMMAND_OPTIONS]
     if new:
         add_resumed(folder, step, new)
     return new

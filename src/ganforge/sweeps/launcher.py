@@ -129,7 +129,7 @@ class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
             os.killpg(self.pid, signal.SIGKILL)
 
     def result(self) -> JobReturn:
-        result = JobReturn(self.arguments, self.config, status=JobStatus.COMPLETED)
+        result = JobReturn(list(self.config.hydra.overrides.task), self.config, status=JobStatus.COMPLETED)
         try:
             result.return_value = objective_of(self.folder, self.exitcode)
         except JobFailed as error:

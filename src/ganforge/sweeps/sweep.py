@@ -21,7 +21,7 @@ from ganforge.runtime.text import printable
 from ganforge.sweeps.job import ERROR, SweepStopped, is_job
 
 RECORD = "sweep.yaml"
-"""In the folder of a sweep: what was asked for, which not every sweeper of Hydra writes down."""
+"""In the folder of a sweep: its arguments, which not every sweeper of Hydra records."""
 
 
 class Sweep(Callback):
@@ -43,7 +43,7 @@ def _stop(number: int, _: Any) -> None:
 
 
 def report(script: str, is_complete: bool, given: list[str]) -> None:
-    """Say what became of a sweep, if there was one, and what can be done next; `given` are its arguments."""
+    """Print the failures of a sweep, if there was one, and what to do next; `given` are its arguments."""
     if Sweep.folder is None or is_job():
         return
     say = partial(print, file=sys.stderr)
@@ -54,9 +54,9 @@ def report(script: str, is_complete: bool, given: list[str]) -> None:
     typed = shlex.quote(str(Sweep.folder))
     if is_complete:
         say(f"  python compare.py runs={typed}\n  tensorboard --logdir {typed}")
-    elif any(Sweep.folder.glob("*/.hydra")):  # else it may be a mistake that no job can be composed of
-        goes_on = any(key_of(argument) == "sweep" for argument in given)
-        again = [one for one in given if key_of(one) != "sweep" and (goes_on or _is_unrecorded(one))]
+    elif any(Sweep.folder.glob("*/.hydra")):  # else no job could be composed
+        is_resumed = any(key_of(argument) == "sweep" for argument in given)
+        again = [one for one in given if key_of(one) != "sweep" and (is_resumed or _is_unrecorded(one))]
         say(f"To run the missing jobs:\n  python {script} sweep={typed} {shlex.join(again)}".rstrip())
 
 
@@ -66,7 +66,7 @@ def _is_unrecorded(argument: str) -> bool:
 
 
 def is_search(override: str) -> bool:
-    """Whether an override says how many trials a search has, or what is best."""
+    """Whether an override sets the number of trials of a search, or what is best."""
     names = ("n_trials", "n_jobs", "direction", "study_name")
     return override == "hydra/sweeper=optuna" or key_of(override) in [f"hydra.sweeper.{name}" for name in names]
 
@@ -75,7 +75,7 @@ def is_search(override: str) -> bool:
 
 
 def remember_swept_keys(arguments: list[str]) -> None:
-    """Note which keys are swept, also for jobs that a launcher starts elsewhere: a job sees only its own values."""
+    """Note which keys are swept, also for the processes of launchers: a job sees only its own values."""
     os.environ["GANFORGE_SWEPT"] = ",".join(swept_keys(arguments))
 
 
