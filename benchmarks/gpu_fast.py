@@ -156,11 +156,11 @@ def table_row(
     return row | ({"profiler": error} if error else {})
 
 
-# Synchronisation -------------------------------------------------------------------------------------------------
+# Synchronization -------------------------------------------------------------------------------------------------
 
 
 class SyncWarnings(Callback):
-    """Makes torch warn of every synchronisation with the device in steps `first` to `last`, which do not log."""
+    """Makes torch warn of every synchronization with the device in steps `first` to `last`, which do not log."""
 
     def __init__(self, first: int, last: int):
         self.first, self.last = first, last

@@ -153,7 +153,7 @@ def test_models_train_on_data_that_fits(
                 build(composed(*arguments), tmp_path)
             return
     elif model in CONDITIONAL and data in CONDITIONS:
-        with pytest.raises(Exception, match="conditioned on labels, which these data do not have"):
+        with pytest.raises(Exception, match="conditioned on labels, which this dataset lacks"):
             build(composed(*arguments), tmp_path)
         if CONDITIONS[data] is None:
             return

@@ -1,4 +1,4 @@
-"""A run folder or file of a stranger cannot run code, whatever reads it."""
+"""An untrusted run folder or file cannot run code, whatever reads it."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_every_entry_point_refuses_them(folder: Path, script: str) -> None:
 def test_what_a_record_means_is_what_it_means_in_evaluate_py(folder: Path) -> None:
     spoil(folder, "planted", [8])  # which is not taken over
     spoil(folder, "model.generator.hidden", PAYLOADS["of the surroundings"])
-    refused("evaluate.py", folder, "This run holds ${oc.create:")
+    refused("evaluate.py", folder, "This run's config holds ${oc.create:")
 
 
 class Touch:
@@ -167,7 +167,7 @@ def test_a_failed_job_that_does_not_resolve_is_no_way_in(folder: Path) -> None:
     spoil(folder, "nothing", "${nowhere}")
     (folder / "error.txt").write_text("failed\n")
     compare(composed(f"runs={folder}", f"output={folder}/page.html", config="compare"))
-    assert "This run makes os.system" in (folder / "page.html").read_text()
+    assert "This run&#39;s config instantiates os.system" in (folder / "page.html").read_text()
     assert not list(Path.cwd().iterdir())
 
 

@@ -1,6 +1,6 @@
 """Content losses: the distance between a generated image and its ground truth, in pixels or in features.
 
-To add one: a class here, a line in `conf/content/`.
+To add one: a class here and a one-line file in `conf/content/`.
 """
 
 from functools import cached_property
@@ -67,7 +67,7 @@ class VGG(Content):
     def network(self) -> nn.Module:
         url = torchvision.models.get_model_weights(self.name).DEFAULT.url
         file = weights_file(self.weights, url, "content.weights")
-        with torch.device("meta"):  # initialising all of VGG takes seconds
+        with torch.device("meta"):  # initializing all of VGG takes seconds
             network = torchvision.models.get_model(self.name, weights=None).features[: self.layers]
         try:
             state = torch.load(file, weights_only=True, map_location="cpu")

@@ -1,6 +1,6 @@
-"""Degradations, which image-to-image models learn to undo: super-resolution, colourisation, denoising.
+"""Degradations, which image-to-image models learn to undo: super-resolution, colourization, denoising.
 
-To add one: a class here, a line in `conf/degradation/`.
+To add one: a class here and a one-line file in `conf/degradation/`.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """Adversarial losses on logits of any shape: (N,), or the map of a patch discriminator.
 
-To add one: a class here that returns two scalars, a line in `conf/loss/`.
+To add one: a class here that returns two scalars, and a one-line file in `conf/loss/`.
 """
 
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch.nn.functional import relu, softplus
 
 
 class Loss:
-    """What the discriminator and the generator minimise.
+    """What the discriminator and the generator minimize.
 
     `average_halves` takes the mean of the discriminator's real and fake halves instead of their sum, as many
     tutorials do: it halves the discriminator's gradient.
@@ -30,7 +30,7 @@ class Loss:
 
 
 class Minimax(Loss):
-    """The original value function: G minimises mean log(1 - D(G(z))) (Goodfellow et al., 2014, equation 1)."""
+    """The original value function: G minimizes mean log(1 - D(G(z))) (Goodfellow et al., 2014, equation 1)."""
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         # -log D(x) = softplus(-logit), -log(1 - D(x)) = softplus(logit)
@@ -41,7 +41,7 @@ class Minimax(Loss):
 
 
 class NonSaturating(Minimax):
-    """G maximises mean log D(G(z)), whose gradient does not vanish while D wins (Goodfellow et al., 2014)."""
+    """G maximizes mean log D(G(z)), whose gradient does not vanish while D wins (Goodfellow et al., 2014)."""
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         return softplus(-fake_logits).mean()

@@ -1,7 +1,7 @@
 """Random numbers keyed by where they are used (seed, stream, step ...), independent of all draws before them.
 
-So a killed run resumes bit for bit, and an experiment is the same on any number of devices. All numbers are drawn on
-the CPU, so they do not depend on the kind of device either.
+So a killed run resumes bit for bit on deterministic hardware, and the draws are the same on any number of devices. All
+numbers are drawn on the CPU, so they do not depend on the kind of device either.
 """
 
 from collections.abc import Callable

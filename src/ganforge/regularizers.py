@@ -1,6 +1,6 @@
 """Gradient penalties on the discriminator.
 
-To add one: a class here, a line in `conf/regularizer/`. Several at once: `regularizer=[r1,r2]`.
+To add one: a class here and a one-line file in `conf/regularizer/`. Several at once: `regularizer=[r1,r2]`.
 """
 
 from collections.abc import Mapping

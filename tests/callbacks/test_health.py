@@ -332,5 +332,5 @@ def test_two_devices_rewind_as_one_until_it_is_enough(tmp_path: Path, starter: s
         done = run("train.py", *REWINDING, "trainer.devices=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(read_json(tmp_path / "run" / "metrics.json")["health"]["rewinds"]) == 3
-    assert "had collapsed again after 3 rewinds" in done.stderr
+    assert "the generator collapsed again after 3 rewinds" in done.stderr
     assert "Finished" not in done.stderr

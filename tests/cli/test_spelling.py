@@ -11,7 +11,7 @@ from ganforge.runtime.overrides import literal
 MISSPELT = {
     "trainr.max_steps=3": "trainr.max_steps: there is no such option. Did you mean trainer.max_steps",
     "lr=1e-3": "Did you mean model.generator_optimizer.lr or model.discriminator_optimizer.lr",
-    "fast_dev_run=true": "fast_dev_run: there is no such option: debug=fast",
+    "fast_dev_run=true": "fast_dev_run: no such option; use debug=fast",
     "compile=true": "Did you mean model.compile\\?",
     "modle=dcgan": "Did you mean model\\?",
     "~callbacks.prunning": "Did you mean callbacks.pruning\\?",

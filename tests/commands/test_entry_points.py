@@ -80,7 +80,7 @@ COMMANDS = {
     "model=nonsense": (2, "^model=nonsense: there is no such option. Choose from bicubic, "),
     "model.nonsense=1": (2, r"^model\.nonsense: there is no such option"),
     "+model.nonsense=1": (2, "model: .*nonsense"),
-    "data.batch_size=0": (2, r"data\.batch_size must be at least 1"),
+    "data.batch_size=0": (2, "batch_size=0: must be at least 1"),
     "logger=null": (2, "logger=null: choose one of csv, none, tensorboard, wandb"),
     "loss=null": (2, "loss=null: choose one of hinge, least_squares"),
     "data.size=3": (2, r"data\.batch_size=20 is more than the 3 samples"),
@@ -89,7 +89,7 @@ COMMANDS = {
     "sweep=": (2, "sweep= has no value"),
     "regularizer=[]": (2, r"regularizer=\[\]: choose one of gradient_penalty"),
     "name=../elsewhere": (2, "name=../elsewhere: must not lead out of logs/"),
-    f"hydra.run.dir={Path(__file__) / 'run'}": (2, f"^{Path(__file__)} is no folder, so there is no place for "),
+    f"hydra.run.dir={Path(__file__) / 'run'}": (2, f"^{Path(__file__)} is not a folder, so .* cannot be created"),
 }
 
 
@@ -111,7 +111,7 @@ MISTAKES = {
     "model.generator_optimizer.betas=[0.5]": r"model\.\*_optimizer or schedule: ",
     "model.generator.hidden=[0]": r"model\.generator: hidden=\[0\]: layers must have at least 1 unit",
     "model.gradient_clip=nan": "gradient_clip=nan: must be a positive norm",
-    "trainer.num_nodes=0": r"trainer\.num_nodes=0: must be a whole number from 1",
+    "trainer.num_nodes=0": r"trainer\.num_nodes=0: must be a whole number of at least 1",
     "+trainer.limit_train_batches=3": r"trainer\.limit_train_batches: .*max_steps",
     "trainer.devices=abc": "trainer: .*devices",
     "data=ring data.std=-1": "std=-1: must not be negative",
@@ -125,16 +125,16 @@ MISTAKES = {
     "model=dcgan": r"data\.image_size",
     "checkpoint_every=0": "checkpoint_every=0",
     "sample_every=0": "sample_every",
-    "trainer.devices=3": "does not divide by 3",
+    "trainer.devices=3": "is not divisible by 3",
     "model.moving_average_decay=2": "decay",
     "model.discriminator_steps=0": "discriminator_steps",
     "model.generator_optimizer.lr=-1": "Invalid learning rate",
     "seed=abc": "seed=abc",
     "trainer.precision=16-mixed": "bf16-mixed",
     "metrics.monitor=fidd trainer.max_steps=5 evaluate_every=5": "metrics.monitor=fidd: no such metric",
-    "evaluate_every=abc": "evaluate_every=abc: must be a whole number from 1",
+    "evaluate_every=abc": "evaluate_every=abc: must be a whole number of at least 1",
     "evaluate_every=-1": "evaluate_every=-1",
-    "metrics=images extractor=digits trainer.max_steps=5 evaluate_every=5": "extractor=digits does not suit",
+    "metrics=images extractor=digits trainer.max_steps=5 evaluate_every=5": "extractor=digits does not work",
     "data.num_samples=0": r"data\.num_samples=0: must be a whole number from 1",
     "callbacks.pruning.startup_trials=-1": "startup_trials=-1: must be at least 0",
     "trainer=gpu": "gpu",
@@ -169,7 +169,7 @@ def test_mistakes_on_resuming(tmp_path: Path) -> None:
     assert run("train.py", *TINY, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
     for override, message in (
         ("loss=hinge", "loss= cannot change when resuming"),
-        ("model.generator.hidden=[32]", "do not change its networks"),
+        ("model.generator.hidden=[32]", "resume with the networks it was trained with"),
     ):
         resumed = run("train.py", f"resume={folder}", override, "trainer.max_steps=9", cwd=tmp_path)
         assert resumed.returncode == 2, resumed.stderr
@@ -218,7 +218,7 @@ def test_refused_commands_leave_no_folder_of_their_own(tmp_path: Path) -> None:
 
 def test_runs_need_a_place(tmp_path: Path) -> None:
     (tmp_path / "logs").touch()
-    assert "is no folder" in run("train.py", *TINY, cwd=tmp_path).stderr
+    assert "is not a folder" in run("train.py", *TINY, cwd=tmp_path).stderr
 
 
 def test_a_used_run_folder_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Comparing runs: the tables, the page, what TensorBoard sees, and folders of strangers."""
+"""Comparing runs: the tables, the page, what TensorBoard sees, and untrusted folders."""
 
 import json
 import os
@@ -115,10 +115,10 @@ def test_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     for seed, fid in enumerate((1.0, 2.0, 6.0)):
         made_up(tmp_path / f"{seed}", seed=seed, fid=fid)
     failed = made_up(tmp_path / "3", seed=3, fid=100.0)
-    (failed / "error.txt").write_text("A loss is not finite\nmore\n")
+    (failed / "error.txt").write_text("A loss is NaN or infinite\nmore\n")
     made_up(tmp_path / "4", loss="non_saturating")
     runs = read_runs(find_runs(str(tmp_path)))
-    assert cells(runs_table(runs, ["fid"]), "status")[3:] == ["failed: A loss is not finite", ""]
+    assert cells(runs_table(runs, ["fid"]), "status")[3:] == ["failed: A loss is NaN or infinite", ""]
     (group,) = seed_groups(runs)
     table = seeds_table([group], ["fid"])
     assert cells(table, "seeds") == ["0, 1, 2"]
@@ -243,7 +243,7 @@ def test_a_record_that_cannot_be_read_is_damaged(tmp_path: Path, file: str, cont
     folder = made_up(tmp_path / "a")
     (folder / file).write_text(content)
     [run] = read_runs([folder])
-    assert run.status.startswith("damaged: its record cannot be read")
+    assert run.status.startswith("damaged: its recorded config cannot be read")
 
 
 def test_a_group_has_several_seeds(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_labels_are_the_folders(pictures: Path) -> None:
     counted = loaded(pictures, condition="labels")
     assert (counted.num_classes, counted.classes) == (3, ("a", "b", "c"))
     assert counted.conditions(["c", "a"]).tolist() == counted.conditions([2, 0]).tolist() == [2, 0]
-    with pytest.raises(UserError, match=r"^labels: must be a, b, c, or numbers from 0 to 2, not d$"):
+    with pytest.raises(UserError, match=r"^labels=d: must be a, b, c, or numbers from 0 to 2$"):
         counted.conditions(["d"])
     with pytest.raises(UserError, match=r"data\.num_classes=4: there are 3 classes, a, b, c: leave it out"):
         loaded(pictures, condition="labels", num_classes=4)
@@ -190,7 +190,7 @@ def test_a_run_keeps_its_classes(pictures: Path, tmp_path: Path) -> None:
 def test_numbers_are_names_where_names_are_numbers() -> None:
     names = ["1", "10", "2"]
     assert class_labels([10, "2"], 3, names).tolist() == [1, 2]
-    with pytest.raises(UserError, match=r"^labels: must be 1, 10, 2, not 0$"):
+    with pytest.raises(UserError, match=r"^labels=0: must be 1, 10, 2$"):
         class_labels([0], 3, names)
 
 

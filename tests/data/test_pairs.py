@@ -152,14 +152,14 @@ def test_whole_images_for_validation(pictures: Path, tmp_path: Path) -> None:
         assert torch.equal(first.condition, second.condition)  # type: ignore[arg-type]
     (images,) = pairs(pictures, Bicubic(4), test=["Set1"]).whole_images("test")
     assert images[0][1].shape == (1, 3, 44, 32), "cut to multiples of the scale"
-    with pytest.raises(UserError, match="Set3 is neither a path"):
+    with pytest.raises(UserError, match="Set3: neither a path"):
         pairs(pictures, Bicubic(4), test=["Set3"]).whole_images("test")
 
 
 def test_validations_need_whole_images_and_a_model_for_them(pictures: Path, tmp_path: Path) -> None:
     options = ["data=pairs", f"data.root={pictures}", "data.image_size=28", "evaluate_every=1"]
     assert build(composed(*options), tmp_path).trainer.limit_val_batches == 0
-    with pytest.raises(UserError, match=r"does not make images from images"):
+    with pytest.raises(UserError, match=r"is not an image-to-image model"):
         build(composed(*options, "data.valid=[a]"), tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_ready_pairs(tmp_path: Path) -> None:
 
 
 def test_nothing_left_for_training(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no images besides those of data\.valid"):
+    with pytest.raises(UserError, match=r"no images other than those of data\.valid"):
         pairs(pictures, Bicubic(2), valid=["a", "b", "c"]).setup()
     save_picture(tmp_path / "low" / "other.png", 0)
     with pytest.raises(UserError, match="no counterpart for 24 images"):

@@ -66,7 +66,7 @@ def test_overfit_repeats_its_batches(tmp_path: Path, pictures: Path, options: li
 
 
 def test_overfitting_needs_a_batch(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=r"overfit_batches=0: data\.overfit_batches must be at least 1"):
+    with pytest.raises(Exception, match=r"overfit_batches=0: must be at least 1"):
         build(composed(*TINY_POINTS, "debug=overfit", "data.overfit_batches=0"), tmp_path)
 
 

@@ -130,15 +130,15 @@ def test_calls(runs: dict[str, Path]) -> None:
     image = torch.rand(1, 3, 50, 41)
     assert torch.equal(srgan(image), load_run(runs["srgan"])[1].sample(None, image).clamp(-1, 1))
     for wrong, message in (
-        (lambda: cgan(0), "call it with their number"),
-        (lambda: cgan(image), "call it with their number"),
+        (lambda: cgan(0), "call it with a count"),
+        (lambda: cgan(image), "call it with a count"),
         (lambda: cgan(1, seed=-1), "seed=-1"),
         (lambda: cgan(1, labels=[10]), "numbers from 0 to 9"),
         (lambda: faces(1, labels=["Bald"]), "must be Smiling, Male"),
         (lambda: srgan(16), r"call it with a tensor \(N, 3, h, w\)"),
         (lambda: srgan(image[0]), r"call it with a tensor \(N, 3, h, w\)"),
         (lambda: srgan(image.byte()), "call it with floats"),
-        (lambda: srgan(image, labels=[1]), "without labels"),
+        (lambda: srgan(image, labels=[1]), "not conditioned on labels"),
         (lambda: ganforge.load_generator("no/such.onnx"), "neither a run folder nor"),
     ):
         with pytest.raises(UserError, match=message):
@@ -229,12 +229,12 @@ def test_a_card_that_cannot_be_written_gets_one_message(runs: dict[str, Path], t
 @pytest.mark.parametrize(
     "wrong", [{"names": "ab"}, {"names": ["a"]}, {"names": [1, 2]}, {"attributes": "ab"}, {"attributes": [1]}]
 )
-def test_names_in_a_strangers_file_are_texts(wrong: dict[str, Any]) -> None:
+def test_names_in_an_untrusted_file_are_texts(wrong: dict[str, Any]) -> None:
     known = Interface({}, {}, "images", classes=2, names=["a", "b"])
     assert known.conditions(["b", "a"]).tolist() == [1, 0]  # type: ignore[union-attr]
     assert known.inputs[0].values == "0 to 1"
     assert read_interface(known.text(), "x.onnx") == known
-    with pytest.raises(UserError, match="was not written by export"):
+    with pytest.raises(UserError, match="was not written by this version of export"):
         read_interface(json.dumps({**asdict(known), **wrong}), "x.onnx")
 
 

@@ -278,12 +278,12 @@ def test_metrics_of_torchmetrics_need_a_line(tmp_path: Path, fake_mnist: Path) -
 def test_mistakes_are_found_before_training(tmp_path: Path, fake_mnist: Path) -> None:
     options = [*DIGITS, f"data.root={fake_mnist}", "evaluate_every=1"]
     for mistake, message in {
-        "metrics.monitor=fidd": "metrics.monitor=fidd: no such metric. There are fid_digits, kid_digits",
+        "metrics.monitor=fidd": "metrics.monitor=fidd: no such metric. Choose from fid_digits, kid_digits",
         "metrics=pairs": r"metrics.paired.psnr_y does not apply to these data: use metrics=images",
-        "metrics=points": r"metrics.against_real.sliced_wasserstein needs features of Points",
-        "metrics=stacked": r"metrics.against_real.modes needs features of StackedDigits",
+        "metrics=points": r"metrics.against_real.sliced_wasserstein needs points: choose other data=",
+        "metrics=stacked": r"metrics.against_real.modes needs extractor=stacked_digits: choose it",
         "+metrics.on_fakes.other={_target_: ganforge.metrics.features.Neighbourhoods}": "two scores are called",
-        "+metrics.fakes.black={_target_: test_evaluation.Blackness}": "has against_real, on_fakes, paired and monitor",
+        "+metrics.fakes.black={_target_: test_evaluation.Blackness}": "unknown keys fakes; expected against_real",
     }.items():
         with pytest.raises(Exception, match=message):
             build(composed(*options, mistake), tmp_path)
@@ -349,7 +349,7 @@ def test_a_run_is_evaluated_as_it_was_while_training(tmp_path: Path, fake_mnist:
 def test_a_run_without_a_best_checkpoint_says_so(tmp_path: Path) -> None:
     folder = recorded(tmp_path / "run", *TINY_POINTS)
     result = run("evaluate.py", f"run={folder}", "num_samples=100", "output=here.json", cwd=tmp_path)
-    assert "so `best` is `last`" in result.stderr
+    assert "checkpoint=best uses the last checkpoint" in result.stderr
     assert list(values(result.stdout)) == ["sliced_wasserstein", "diversity"]
     assert "sliced_wasserstein" in json.loads((tmp_path / "here.json").read_text())
     assert not (folder / "metrics.json").exists()
@@ -416,7 +416,7 @@ def test_ready_partners_tell_the_scale_and_the_border(tmp_path: Path) -> None:
     assert cut["psnr_rgb"] == whole["psnr_rgb"]
 
 
-def test_a_strangers_run_cannot_run_code_or_choose_where_to_write(tmp_path: Path, fake_mnist: Path) -> None:
+def test_an_untrusted_run_cannot_run_code_or_choose_where_to_write(tmp_path: Path, fake_mnist: Path) -> None:
     folder = recorded(tmp_path / "run", *DIGITS, f"data.root={fake_mnist}", "metrics=fid")
     record = folder / ".hydra" / "config.yaml"
     good = record.read_text()
@@ -424,7 +424,7 @@ def test_a_strangers_run_cannot_run_code_or_choose_where_to_write(tmp_path: Path
     record.write_text(good.replace("ganforge.metrics.features.FrechetDistance", "run.evil.Evil"))
     result = run("evaluate.py", f"run={folder}", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert result.returncode == 2
-    assert "This run makes run.evil.Evil" in result.stderr
+    assert "This run's config instantiates run.evil.Evil" in result.stderr
     assert not (tmp_path / "ran").exists()
     record.write_text(good + f"output: {tmp_path / 'stolen.json'}\nnum_samples: 1\n")
     result = run("evaluate.py", f"run={folder}", "num_samples=100", cwd=tmp_path)
@@ -448,8 +448,8 @@ def test_a_sweep_of_evaluations(tmp_path: Path, fake_mnist: Path) -> None:
         ("", "Say what to measure"),
         ("folder=x", "go together"),
         ("folder=x against=y", "folder=x: there is no such folder or zip"),
-        ("model=dcgan data=mnist", "has to be trained first"),
-        ("model=bicubic data=mnist", "makes images from images: it needs data=pairs"),
+        ("model=dcgan data=mnist", "model= is untrained: pass run="),
+        ("model=bicubic data=mnist", "This is an image-to-image model: it needs data=pairs"),
         ("model=bicubic data=pairs", "data.test="),
         ("run=nowhere", "is not a run folder"),
         ("model=bicubic data=pairs num_samples=2.5", "num_samples=2.5: must be a whole number from 1"),

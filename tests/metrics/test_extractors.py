@@ -71,7 +71,7 @@ def test_weights_that_are_none_are_told(tmp_path: Path) -> None:
         Inception(str(tmp_path / "other.pth"))
 
 
-def test_weights_from_strangers_cannot_run_code(tmp_path: Path) -> None:
+def test_untrusted_weights_cannot_run_code(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "ran",))
@@ -94,7 +94,7 @@ def test_without_inceptions_weights_training_goes_on(
     with pytest.raises(UserError, match=r"no network.*extractor\.weights=<file>.*extractor=efficientnet_lite0"):
         Inception()
     assert default_extractor([3, 64, 64]) is None
-    assert "Metrics on features are left out" in caplog.text
+    assert "Skipping feature metrics" in caplog.text
     assert isinstance(default_extractor([1, 28, 28]), Digits)
     assert not list(tmp_path.rglob("*.pth*"))
 

@@ -38,7 +38,7 @@ def test_dcgan_initial_weights() -> None:
                 assert module.bias.abs().max() == 0
 
 
-def test_dcgan_normalises_neither_the_generators_output_nor_the_discriminators_input() -> None:
+def test_dcgan_normalizes_neither_the_generators_output_nor_the_discriminators_input() -> None:
     generator, discriminator = list(dcgan.Generator(8, 28, 1).layers), list(dcgan.Discriminator(28, 1).features)
     assert isinstance(generator[-2], nn.ConvTranspose2d)
     assert isinstance(generator[-1], nn.Tanh)

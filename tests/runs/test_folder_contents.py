@@ -405,7 +405,7 @@ def test_what_a_run_was_resumed_with_is_taken_where_it_is_plain(tmp_path: Path) 
         "model._target_=x",
     ):
         add_resumed(tmp_path, 8, [hostile])
-        with pytest.raises(UserError, match="as it could run code"):
+        with pytest.raises(UserError, match="which could run code"):
             read_record(tmp_path)
         read_record(tmp_path, [hostile])
         (tmp_path / "environment.json").unlink()

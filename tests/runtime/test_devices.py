@@ -93,7 +93,7 @@ def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Pa
 
 def test_batch_norm_on_several_cpus_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     build(composed("model=dcgan", *TINY_DCGAN, "trainer=cpu", "trainer.devices=2"), tmp_path)
-    assert "BatchNorm on 2 CPU processes" in caplog.text
+    assert "BatchNorm is not synchronized across CPU processes: each of the 2 normalizes" in caplog.text
 
 
 def slurm(node: int, **others: str) -> dict[str, str]:
@@ -133,10 +133,10 @@ def test_strategy_is_chosen_where_it_was_left_to_us(tmp_path: Path) -> None:
     assert config("trainer=cpu", "trainer.devices=2") == (2, "ddp_find_unused_parameters_true")
     assert config("trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp") == (2, "ddp")
     assert config("trainer=gpu", "trainer.devices=[0,1,2]", "trainer.num_nodes=2")[0] == 6
-    # torch has none for CPUs, and one device has nothing to synchronise
+    # torch has none for CPUs, and one device has nothing to synchronize
     assert not uses_sync_batchnorm(composed("trainer=cpu", "trainer.devices=2").trainer)
     assert not uses_sync_batchnorm(composed("trainer=gpu").trainer)
     assert uses_sync_batchnorm(composed("trainer=gpu", "trainer.devices=2").trainer) == torch.cuda.is_available()
     assert uses_sync_batchnorm(composed("trainer=gpu", "trainer.sync_batchnorm=true").trainer)
-    with pytest.raises(UserError, match=r"data\.batch_size=20 does not divide by 3 devices.*use 18"):
+    with pytest.raises(UserError, match=r"data\.batch_size=20 is not divisible by 3 devices: use 18"):
         build(composed(*TINY_POINTS, "trainer=cpu", "trainer.devices=3"), tmp_path)

@@ -80,10 +80,10 @@ def test_a_failed_trial_does_not_end_a_search(tmp_path: Path) -> None:
     study = study_in(tmp_path)
     assert [trial.state for trial in study.trials] == [states.FAIL, states.COMPLETE] * 2
     assert (study.best_trial.number, study.best_value) == (3, 2.0)
-    with pytest.raises(CompactHydraException, match="start a new search to change it"):
+    with pytest.raises(CompactHydraException, match="cannot change for an existing study: start a new search"):
         search(tmp_path, "seed=range(9)", direction="maximize")
     (tmp_path / "search.db").write_bytes(b"no database" * 99)
-    with pytest.raises(CompactHydraException, match="is no storage of Optuna"):
+    with pytest.raises(CompactHydraException, match="is not a valid storage for Optuna"):
         search(tmp_path, "seed=range(9)")
 
 
@@ -147,10 +147,10 @@ def test_a_search_that_was_killed_resumes(tmp_path: Path) -> None:
     assert jobs_of(sweep)[2].startswith("6-")
     assert trials[6].state == states.PRUNED
     assert trials[6].intermediate_values.keys() == {2}
-    assert "Pruned: sliced_wasserstein is worse than that of most trials at step 2" in again.stderr
+    assert "Pruned at step 2: sliced_wasserstein is worse than the median of the other trials." in again.stderr
 
 
-def test_a_search_of_a_stranger_sets_nothing_else(tmp_path: Path) -> None:
+def test_an_untrusted_search_sets_nothing_else(tmp_path: Path) -> None:
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/search.db", study_name="search")
     study.enqueue_trial({"+hydra.job.env_set.GANFORGE_TRUST": "os"})
     with pytest.raises(CompactHydraException, match=r"A trial of this search sets \+hydra\.job\.env_set\.GANFORGE_TRU"):
@@ -163,16 +163,16 @@ def test_a_search_needs_something_to_search_for(tmp_path: Path) -> None:
     options = ["hydra.sweeper.n_trials=1", "hydra.sweeper.direction=maximize"]
     result = run("train.py", "-m", *TINY, *SEARCH, *options, cwd=tmp_path)
     assert result.returncode == 1
-    assert "sliced_wasserstein asks for minimize" in result.stderr
+    assert "sliced_wasserstein needs hydra.sweeper.direction=minimize" in result.stderr
     assert "Traceback" not in result.stderr
-    assert "No trial of this search has a value" in result.stderr
+    assert "No trial produced a value" in result.stderr
 
 
 @pytest.mark.slow
 def test_a_search_needs_a_metric(tmp_path: Path) -> None:
     result = run("train.py", "-m", *TINY, *SEARCH, "hydra.sweeper.n_trials=1", "evaluate_every=null", cwd=tmp_path)
     assert result.returncode == 1
-    assert "set that, and evaluate_every" in result.stderr
+    assert "set metrics.monitor= and evaluate_every=" in result.stderr
 
 
 @pytest.mark.slow

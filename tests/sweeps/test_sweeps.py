@@ -45,13 +45,13 @@ def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_pat
     swept = "data.batch_size=0,20,10"
     result = run("train.py", "-m", *TINY, swept, "hydra.launcher.n_jobs=2", cwd=tmp_path)
     assert result.returncode == 1
-    assert "data.batch_size must be at least 1" in result.stderr
+    assert "batch_size=0: must be at least 1" in result.stderr
     assert "Traceback" not in result.stderr
     sweep = the_sweep(tmp_path)
     failed, *others = names = ["0-batch_size=0", "1-batch_size=20", "2-batch_size=10"]
     assert jobs_of(sweep) == names
     assert [last(sweep / name).exists() for name in names] == [False, True, True]
-    assert "data.batch_size must be at least 1" in (sweep / failed / "error.txt").read_text()
+    assert "batch_size=0: must be at least 1" in (sweep / failed / "error.txt").read_text()
     assert f"{failed} failed: data: batch_size=0" in result.stderr
     assert f"python train.py sweep={sweep.relative_to(tmp_path)} hydra.launcher.n_jobs=2" in result.stderr
 
@@ -68,7 +68,7 @@ def test_a_job_that_fails_does_not_stop_the_others_and_can_be_done_later(tmp_pat
     assert last(sweep / others[1]).exists(), "what is missing is done"
     arguments = [f"sweep={sweep}", "data.batch_size=20,5"]
     for given, message in (
-        (arguments, "sweeps other values of it"),
+        (arguments, "the sweep already has other values"),
         ([arguments[0], "schedule=cosine"], "cannot change a group"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""What a run does besides training: checkpoints, samples, progress, health, graceful shutdown."""
+"""What a run does besides training: checkpoints, samples, progress, health, pruning, graceful shutdown, traces."""
 
 from ganforge.callbacks.checkpoints import Checkpoints
 from ganforge.callbacks.health import Health

@@ -40,8 +40,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Keeps `checkpoints/last.ckpt`, the one before as `previous.ckpt`, and `best-*.ckpt` by the monitored metric.
 
-    Saves before the first step, every `every` steps and at the end. `healthy.ckpt`, to which callbacks.health may
-    rewind, is the latest checkpoint that was followed by another one without a sign of a collapse.
+    Saves before the first step, every `every` steps and at the end. `healthy.ckpt` is kept only with
+    `on_collapse=rewind`. A rewind returns to it: the latest checkpoint that was followed by another one without a sign
+    of a collapse.
     """
 
     def __init__(self, every: int):
@@ -56,7 +57,10 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found, expected = self._optimizer_states, len(trainer.optimizers)
         if found not in (None, expected):  # Lightning would silently skip the others
-            raise Damaged(f"The checkpoint has the state of {found} optimizers, but this model has {expected}")
+            raise Damaged(
+                f"The checkpoint has the state of {found} optimizers, but this model has {expected}: resume with the "
+                "model= it was trained with"
+            )
         if trainer.global_step == 0:
             self.save(trainer, pl_module)
 
@@ -79,7 +83,7 @@ class Checkpoints(Checkpoint):
         """Save `last.ckpt` on all ranks. Raises Diverged if a weight is not finite."""
         if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
             raise Diverged(
-                f"The weights are not finite after step {trainer.global_step}: training stopped. The last good "
+                f"A weight is NaN or infinite after step {trainer.global_step}, so training stopped. The last good "
                 "checkpoint is in checkpoints/. A lower learning rate or model.gradient_clip=1 often helps."
             )
         pl_module.broadcast_buffers()

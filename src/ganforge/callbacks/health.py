@@ -25,7 +25,7 @@ HEALTHY = "healthy.ckpt"
 """The checkpoint that a rewind returns to."""
 
 GAME, EVALUATION = "game", "evaluation"
-"""The places of a sign: a game without a name, or the evaluations."""
+"""Where a warning comes from: a game without a name, or the evaluations."""
 
 
 class Health(Callback):
@@ -117,12 +117,12 @@ class Health(Callback):
         for sign in over:
             entry = next(e for e in reversed(self.noticed) if (e["sign"], e["where"]) == (sign.name, where))
             entry["until"] = step
-            self._report(trainer, f"{prefix}{sign.name} is over")
+            self._report(trainer, f"{prefix}{sign.name} has cleared")
         for sign in begun:
             says = sign.says.format_map(tracker.values)
             since = tracker.shown[sign.name][0]
             self.noticed.append({"sign": sign.name, "where": where, "since": since, "noticed": step, "says": says})
-            self._report(trainer, f"{prefix}since step {since:,} {says}. What often helps: {sign.helps}")
+            self._report(trainer, f"{prefix}since step {since:,} {says}. Try: {sign.helps}")
         if begun or over:
             self._write(trainer)
         if self.on_collapse != "warn" and any(sign.is_collapse for sign in begun):
@@ -167,8 +167,11 @@ class Health(Callback):
 
 def collapsed_at(step: int, rewinds: Sequence[Any]) -> str:
     """The message about a run that `on_collapse` has stopped, after these rewinds."""
-    reason = f"it had collapsed again after {len(rewinds)} rewinds" if rewinds else "it had collapsed"
-    return f"This run was stopped at step {step} because {reason}. callbacks.health.on_collapse=warn continues it."
+    again = f" again after {len(rewinds)} rewinds" if rewinds else ""
+    return (
+        f"This run was stopped at step {step} because the generator collapsed{again}. To continue anyway: "
+        "python train.py resume=<run folder> callbacks.health.on_collapse=warn"
+    )
 
 
 def state_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

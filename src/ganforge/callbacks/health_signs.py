@@ -23,14 +23,14 @@ class Sign(NamedTuple):
     helps: str
     """Remedies, as options."""
     is_collapse: bool = True
-    """Whether the generator has stopped learning, rather than learns slowly."""
+    """Whether the generator has stopped learning, rather than just learning slowly."""
 
 
 SIGNS = (
     Sign(
         "saturation",
         lambda v: v["slope"] < 0.05,
-        "G's loss hardly reacts to D's output (slope {slope:.2g}), so G has stopped learning",
+        "G's loss barely responds to D's output (slope {slope:.2g}), so G has stopped learning",
         "loss=non_saturating instead of minimax, a lower model.discriminator_optimizer.lr, or regularizer=r1",
     ),
     Sign(
@@ -42,14 +42,14 @@ SIGNS = (
     Sign(
         "discriminator_wins",
         lambda v: min(v["accuracy/real"], v["accuracy/fake"]) > 0.995,
-        "D tells all real and generated samples apart (logit gap {gap:.3g}), so G learns little from it",
+        "D separates real from generated samples almost perfectly (logit gap {gap:.3g}), so G learns little from it",
         "a lower model.discriminator_optimizer.lr, regularizer=r1, or model.generator_steps=2",
         is_collapse=False,
     ),
     Sign(
         "lost_diversity",
         lambda v: v["diversity"] < max(0.05, 0.25 * v["peak_diversity"]),
-        "generated samples are all alike (their diversity is {diversity:.2g} of real samples')",
+        "generated samples have lost diversity ({diversity:.2g} of that of real samples)",
         "regularizer=r1, loss=hinge, a lower learning rate, or a larger data.batch_size",
     ),
     Sign(
@@ -61,8 +61,8 @@ SIGNS = (
     Sign(
         "lost_classes",
         lambda v: v["classes"] < 0.2,
-        "generated samples cover few classes (their effective number is {classes:.0%} of real samples')",
-        "model=dcgan instead of perceptrons, regularizer=r1, or loss=wasserstein regularizer=gradient_penalty",
+        "generated samples cover few classes (effective number: {classes:.0%} of real)",
+        "model=dcgan instead of model=gan, regularizer=r1, or loss=wasserstein regularizer=gradient_penalty",
     ),
     Sign(
         "oscillation",
@@ -135,7 +135,7 @@ class SignTracker:
             self.values["swing"] = min(map(swing, self.losses.values()))
 
     def check(self, step: int, patience: int) -> tuple[list[Sign], list[Sign]]:
-        """The signs that have just shown for `patience` steps, and the noticed ones that have been absent as long."""
+        """Signs that have just reached `patience` steps, and reported ones absent for as long."""
         begun, over = [], []
         for sign in SIGNS:
             if sign.shows(self.values):

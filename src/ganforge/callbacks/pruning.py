@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Pruning(Callback):
-    """Ends a trial early whose monitored metric is worse than the median of the other trials at the same step.
+    """Ends a trial early if its monitored metric is worse than the median of the other trials at the same step.
 
     The first `startup_trials` run to their end, and each trial its first `warmup_steps`. Idle outside of searches.
     """
@@ -42,11 +42,14 @@ class Pruning(Callback):
         evaluation = callback_of(trainer, Evaluation)
         self._monitor = evaluation.selection.monitor if evaluation else None
         if evaluation is None or self._monitor is None:
-            raise UserError("hydra/sweeper=optuna searches for the best metrics.monitor: set that, and evaluate_every")
+            raise UserError("hydra/sweeper=optuna needs a metric: set metrics.monitor= and evaluate_every=")
         self._better = evaluation.selection.names[self._monitor]
         needed = "maximize" if self._better is True else "minimize"  # such as the distance to the ideal value
         if hydra.sweeper.direction != needed:
-            raise UserError(f"hydra.sweeper.direction={hydra.sweeper.direction}: {self._monitor} asks for {needed}")
+            raise UserError(
+                f"hydra.sweeper.direction={hydra.sweeper.direction}: {self._monitor} needs "
+                f"hydra.sweeper.direction={needed}"
+            )
         if trainer.is_global_zero and is_job():
             self._trial = self._load_trial(hydra.sweeper, hydra.job.num)
 
@@ -70,7 +73,8 @@ class Pruning(Callback):
                 from optuna.trial import TrialState
 
                 self._trial.study.tell(self._trial, state=TrialState.PRUNED)
-                log.info("Pruned: %s is worse than that of most trials at step %d.", self._monitor, trainer.global_step)
+                step = trainer.global_step
+                log.info("Pruned at step %d: %s is worse than the median of the other trials.", step, self._monitor)
             self.ended = True
             stop_after_step(trainer)
 

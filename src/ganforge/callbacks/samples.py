@@ -1,4 +1,4 @@
-"""Pictures of a training, from the same latents every time."""
+"""Samples drawn during training, always from the same latents."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from ganforge.pictures import animate, picture, save_picture
 from ganforge.runs.loggers import log_image
 
 MOST = 10_000
-"""Samples in one picture."""
+"""Maximum number of samples in one picture."""
 
 
 class Samples(Callback):
@@ -24,7 +24,7 @@ class Samples(Callback):
             raise ValueError(f"sample_every={every}: must be at least 1")
         if not 1 <= count <= MOST:
             raise ValueError(
-                f"callbacks.samples.count={count}: must be from 1 to {MOST:,}, as a picture holds them all"
+                f"callbacks.samples.count={count}: must be from 1 to {MOST:,}, because one image shows them all"
             )
         self.every = every
         self.count = count

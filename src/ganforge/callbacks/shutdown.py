@@ -66,8 +66,8 @@ class GracefulShutdown(Callback):
             interrupted, diverged = flags.tolist()
         if diverged:
             raise Diverged(
-                f"{bad_term or 'A loss'} is not finite at step {trainer.global_step}: training stopped. The last good "
-                "checkpoint is in checkpoints/. A lower learning rate (model.generator_optimizer.lr, "
+                f"{bad_term or 'A loss'} is NaN or infinite at step {trainer.global_step}, so training stopped. The "
+                "last good checkpoint is in checkpoints/. A lower learning rate (model.generator_optimizer.lr, "
                 "model.discriminator_optimizer.lr) or model.gradient_clip=1 often helps."
             )
         if interrupted:

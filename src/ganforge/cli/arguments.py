@@ -14,7 +14,7 @@ from ganforge.sweeps import job, sweep
 from ganforge.sweeps.resume import with_record
 
 CHECKED_WITH = ("-m", "--multirun", "--cfg", "--resolve")
-"""Flags of Hydra's that do not turn the check of the spelling off."""
+"""Hydra flags that do not disable the spelling check."""
 
 
 def resolve_arguments(arguments: list[str], conf: Path, config_name: str, scratch: Path) -> list[str]:
@@ -43,7 +43,7 @@ def resolve_arguments(arguments: list[str], conf: Path, config_name: str, scratc
 def _check_values(arguments: list[str]) -> None:
     for key, value in map(parts, arguments):
         if f"{key}=" in arguments:  # such as an unset shell variable
-            raise UserError(f"{key}= has no value. null stands for none")
+            raise UserError(f"{key}= has no value: add one, or use {key}=null for none")
         if key == "name" and ".." in Path(value.strip("'\"")).parts:
             raise UserError(f"{key}={value}: must not lead out of logs/. hydra.run.dir= takes any folder")
     for argument in arguments:
@@ -78,10 +78,10 @@ def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> 
     given = [argument for argument in arguments if key_of(argument) != "resume"]
     record = read_record(folder, given)
     if not os.access(folder, os.W_OK):
-        raise UserError(f"resume={folder} cannot be written to: make it writable, or copy it elsewhere")
+        raise UserError(f"resume={folder}: the folder is not writable. Make it writable, or copy the run elsewhere")
     fixed = {"name"} if "LOCAL_RANK" in os.environ else {"name", "hydra.run.dir"}  # Lightning sets it for other ranks
     for key in fixed & set(map(key_of, given)):
-        raise UserError(f"{key}=: a run stays in the folder that resume= names. Leave it out")
+        raise UserError(f"{key}= cannot be set when resuming: leave it out")
     loggers = [argument for argument in given if argument.startswith("logger=")]
     for group in (key_of(each) for each in given if each not in loggers and _is_group(each, conf)):
         raise UserError(
@@ -120,8 +120,8 @@ def _check_place(name: str) -> None:
     # unlike Path.exists, it does not raise without permission
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
     if not there.is_dir() or not os.access(there, os.W_OK):
-        problem = "cannot be written to" if there.is_dir() else "is no folder"
-        raise UserError(f"{there} {problem}, so there is no place for {folder}. hydra.run.dir= takes another")
+        problem = "cannot be written to" if there.is_dir() else "is not a folder"
+        raise UserError(f"{there} {problem}, so {folder} cannot be created: set hydra.run.dir=")
 
 
 def _on_record(arguments: list[str], run: Path, scratch: Path) -> list[str]:

@@ -61,7 +61,7 @@ def _run_hydra(task: Task, config_name: str, script: Path, typed: list[str]) -> 
     """Compose the config and run the task with it, or a job for each config of a sweep."""
 
     def run(config: DictConfig) -> float | None:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # in a process of a launcher other than ours
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # in a process of a third-party launcher
             return job.run_as_subprocess(script)
         sys.argv[1:] = typed  # Lightning starts the other ranks with these
         if status := _run_task(task, config, is_new_run=config_name == "train" and _is_new(typed)):
@@ -106,7 +106,7 @@ def _run_task(task: Task, config: DictConfig, is_new_run: bool) -> int | None:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Remove the new folder of a run where it holds no more than the record of a refused command."""
+    """Remove the new folder of a run if it holds only the config of a command that failed validation."""
     if {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
         rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # it holds other runs

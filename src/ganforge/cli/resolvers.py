@@ -32,7 +32,7 @@ def _first(*values: Any) -> Any:
 
 def _slurm(name: str) -> int:
     """Processes per node (NTASKS_PER_NODE) or nodes (NNODES) of the SLURM job; 1 outside of SLURM."""
-    if name not in ("NTASKS_PER_NODE", "NNODES"):  # a stranger's record could read other variables
+    if name not in ("NTASKS_PER_NODE", "NNODES"):  # an untrusted config could read other variables
         raise UserError(f"slurm:{name}: must be NTASKS_PER_NODE or NNODES")
     return int(os.environ.get(f"SLURM_{name}", 1))
 
@@ -82,7 +82,7 @@ def _condition_size(data: Any) -> int:
         )
     if not size:
         raise UserError(
-            "This model is conditioned on labels, which these data do not have. Choose data=mnist, data=celeba with "
+            "This model is conditioned on labels, which this dataset lacks. Choose data=mnist, data=celeba with "
             "data.condition=attributes data.attributes=[Smiling] or data.condition=identity data.num_classes=10177, or "
             "data=folder with data.condition=labels for the names of sub-folders"
         )

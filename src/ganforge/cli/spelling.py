@@ -21,7 +21,7 @@ UNCHECKED = ("hydra", "recorded")
 """Groups that Hydra checks itself, and the one that evaluate.py adds to its arguments."""
 
 MAX_COMBINATIONS = 16
-"""Of swept groups that are composed for the check."""
+"""Most combinations of swept groups that the check composes."""
 
 
 def check_spelling(arguments: list[str], conf: Path, config_name: str, record: DictConfig | None = None) -> None:
@@ -138,7 +138,7 @@ def _groups(conf: Path) -> list[str]:
 def _unknown_key(key: str, options: list[str]) -> str:
     name = key.rpartition(".")[2]
     if name in OTHER_WORDS:
-        return f"{key}: there is no such option: {OTHER_WORDS[name]}"
+        return f"{key}: no such option; {OTHER_WORDS[name]}"
     if near := nearest(key, options):
         return f"{key}: there is no such option. Did you mean {' or '.join(near)}?"
     return f"{key}: there is no such option. If a class accepts it, +{key}= adds it. --help lists all"

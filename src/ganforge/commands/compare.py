@@ -1,4 +1,4 @@
-"""Compare runs side by side: how their configs differ, what they reached, and how much seeds change that."""
+"""Compare runs side by side: how their configs differ, what they reached, and how much they vary across seeds."""
 
 from os.path import commonpath, lexists
 from pathlib import Path
@@ -48,4 +48,4 @@ def _check_writable(output: Path) -> None:
         with TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
-        raise UserError(f"output={output}: cannot be written ({error.strerror}), name another file") from error
+        raise UserError(f"output={output}: cannot be written ({error.strerror}). Name another file") from error

@@ -51,7 +51,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         config.cache_dir,
     )
     if not evaluation.setup_metrics(measured.data):
-        raise UserError("metrics: none of these can be measured here. Choose another metrics= or extractor=")
+        raise UserError(
+            "metrics=: none of the chosen metrics applies to this data. Choose another metrics= or extractor="
+        )
     trainer = _validate(config, evaluation, measured)
     if trainer.is_global_zero:
         provenance = {**evaluation.provenance(measured.model), **measured.provenance}
@@ -95,7 +97,7 @@ def _from_model(config: DictConfig) -> Measured:
     if isinstance(data, Pairs):
         data.for_training = False
         if not data.sets[data.eval_split]:
-            raise UserError("data.test is missing: data.test=[<folder or zip of whole images>] are measured")
+            raise UserError("data.test is missing: add data.test=[<folder or zip of whole images>]")
     provenance: dict[str, Any] = {}
     if config.run:
         path = checkpoint_path(Path(config.run).expanduser(), config.checkpoint)
@@ -106,7 +108,7 @@ def _from_model(config: DictConfig) -> Measured:
     else:
         model = instantiate(config.model, _convert_="all")
         if isinstance(model, GAN):
-            raise UserError("This model has to be trained first: name a run, with run=<run folder>")
+            raise UserError("model= is untrained: pass run=<run folder>")
     check_pairs(data, model)
     if isinstance(data, Pairs):
         provenance |= {"model": type(model).__name__, "scale": data.scale}
@@ -138,7 +140,7 @@ def _validate(config: DictConfig, evaluation: Evaluation, measured: Measured) ->
 def values_table(values: Mapping[str, float], provenance: Mapping[str, Any]) -> str:
     """Lines of the provenance, then a line for each metric. Raises UserError if there are no values."""
     if not values:
-        raise UserError("num_samples: these are too few samples for any of the metrics")
+        raise UserError("num_samples= is too small for any of the metrics: raise it")
     shown = {key: value for key, value in provenance.items() if key != "versions" and value is not None}
     lines = [f"{key.replace('_', ' ')}: {value}" for key, value in shown.items()]
     width = max(map(len, values))

@@ -68,6 +68,9 @@ def verify(content: bytes, kind: Format, model: GAN) -> tuple[float, list[int]]:
         expected, found = model.sample(*inputs), generator.sample(*inputs)
         difference = (found - expected).abs().max().item() if found.shape == expected.shape else inf
         if not difference <= TOLERANCE:  # also true of NaN
-            raise UserError(f"Nothing was written: the file's samples differ from PyTorch's by {difference:.3g}")
+            raise UserError(
+                f"Nothing was written: the file's samples differ from PyTorch's by {difference:.3g}. Report this as a "
+                "bug, or try another format="
+            )
         differences.append(difference)
     return max(differences), list(found.shape[1:])

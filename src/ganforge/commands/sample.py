@@ -22,7 +22,7 @@ from ganforge.runtime.errors import UserError
 from ganforge.runtime.text import printable, safe_file_name
 
 WALK_STEPS = 8
-"""Samples in a walk, both ends included."""
+"""Samples per interpolation, both ends included."""
 
 
 def sample(config: DictConfig) -> None:
@@ -55,7 +55,7 @@ def check_options(model: GAN, config: DictConfig) -> None:
     check_count("num_samples", config.num_samples)
     check_seed(config.seed)
     if not config.output:
-        raise UserError("output= has to name a folder")
+        raise UserError("output= must name a folder")
     for option in ("interpolate", "separate"):
         check_flag(option, config[option])
     if config.format not in ("png", "npz"):
@@ -65,11 +65,11 @@ def check_options(model: GAN, config: DictConfig) -> None:
     if Path(config.output).suffix.lower() in IMG_EXTENSIONS:
         raise UserError(f"output={config.output}: must be a folder")
     if model.from_images and not config.input:
-        raise UserError("This model makes images from images: name one, or a folder of them, with input=...")
+        raise UserError("This is an image-to-image model: pass input=<image or folder>")
     if config.input and not model.from_images:
-        raise UserError(f"input={config.input}: this model generates from noise, leave input= out")
+        raise UserError(f"input={config.input}: this model samples from noise. Leave out input=")
     if config.labels is not None and model.condition_size is None:
-        raise UserError("labels: this model was trained without labels, leave them out")
+        raise UserError("labels=: this model is not conditioned on labels. Leave it out")
 
 
 def label_names(labels: Sequence[Any], conditions: Tensor | None, class_names: Sequence[str] | None) -> list[str]:

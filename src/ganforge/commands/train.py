@@ -46,7 +46,7 @@ def train(config: DictConfig, folder: Path) -> int:
     """Train the run in a folder, or resume it. Returns the exit status: 0, or 128 + the signal that stopped it."""
     if config.get("sweep") and has_checkpoint(folder):
         config = resume_job_config(folder)
-    if config.resume or config.get("sweep"):  # the config may be a stranger's
+    if config.resume or config.get("sweep"):  # the config may be untrusted
         typed = ["logger"] if config.resume and "logger" in map(key_of, _overrides()) else []
         config = validate_untrusted(config, exempt=typed)
         check_fits(config.trainer, _overrides())
@@ -128,11 +128,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _why_over(state: dict[str, Any], trainer: Trainer) -> str:
-    """Why there is nothing left to train after a checkpoint; empty if there is."""
+    """Why training is already complete at a checkpoint; empty if it is not."""
     step, health = state["global_step"], callback_of(trainer, Health)
     if is_finished(state, trainer):
         limit = "max_steps" if -1 < trainer.max_steps <= step else "max_epochs"
-        return f"This run is finished: all of its {step} steps are done. Raise trainer.{limit} to train longer."
+        return f"This run is finished: all {step} steps are done. Raise trainer.{limit} to train longer."
     if health is not None and health.on_collapse != "warn" and state_in(state).get("verdict") == "stop":
         return collapsed_at(step, state_in(state)["rewinds"])
     return ""
@@ -153,7 +153,7 @@ def _begin_folder(config: DictConfig, folder: Path, experiment: Experiment) -> N
 
 
 def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], trainer: Trainer) -> int:
-    """Undo what the folder says about steps after the checkpoint to resume from, and return the checkpoint's step."""
+    """Discard what the folder recorded after the checkpoint, and return the checkpoint's step."""
     step, health = state["global_step"], callback_of(trainer, Health)
     if health is not None and health.on_collapse == "rewind" and state_in(state).get("verdict") == "rewind":
         step = rewind(folder, step)  # a signal came before training rewound

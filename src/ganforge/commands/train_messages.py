@@ -11,14 +11,14 @@ def stop_message(folder: Path, step: int, is_job: bool = False, trust: str = "")
     """
     if is_job:
         return f"Stopped after step {step}."
-    return f"Stopped after step {step}. Resume with:\n  {trust}python train.py resume={_typed(folder)}"
+    return f"Stopped after step {step}. Resume with:\n  {trust}python train.py resume={_shell_quoted(folder)}"
 
 
 def finish_message(
     outcome: str, folder: Path, step: int, from_images: bool, is_job: bool = False, trust: str = ""
 ) -> str:
-    """The message after the last step. `from_images`: whether the model makes images from images."""
-    run = _typed(folder)
+    """The message after the last step. `from_images`: whether it is an image-to-image model."""
+    run = _shell_quoted(folder)
     lines = [
         outcome,
         f"  run folder   {run}",
@@ -35,7 +35,7 @@ def finish_message(
     return "\n".join(lines)
 
 
-def _typed(folder: Path) -> str:
+def _shell_quoted(folder: Path) -> str:
     """The folder as a shell argument, relative to the working directory where possible."""
     path = folder.resolve()
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

@@ -58,7 +58,7 @@ class Run(NamedTuple):
     status: str
     """Why the run is not finished; empty if it is."""
     health: str
-    """The signs of trouble that lasted until the end of training; empty if there were none."""
+    """The warning signs that lasted until the end of training; empty if there were none."""
 
     @property
     def images_per_second(self) -> float | None:
@@ -107,8 +107,8 @@ def _read(folder: Path, name: str) -> Run:
     except Exception as error:  # libraries raise all kinds of errors for damaged files
         if isinstance(error, UserError) and not isinstance(error, Damaged):  # not damaged but untrustworthy
             raise UserError(printable(f"{folder}: {error}")) from error
-        log.warning("%s", printable(f"{folder} has no readable record: {error!r}"))
-        return Run(folder, name, {}, set(), {}, {}, 0.0, "damaged: its record cannot be read", "")
+        log.warning("%s", printable(f"{folder} has no readable config: {error!r}"))
+        return Run(folder, name, {}, set(), {}, {}, 0.0, "damaged: its recorded config cannot be read", "")
 
 
 def _check_trust(record: DictConfig, has_failed: bool) -> None:

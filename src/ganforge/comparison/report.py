@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 LOSSES = ("loss_d/total", "loss_g/total")
 MAX_POINTS = 200
-"""Of a curve. Longer ones are averaged in as many bins."""
+"""Maximum number of points of a curve. Longer curves are averaged in as many bins."""
 MAX_STEPS, MAX_PICTURES = 8, 80
 """Limits on the slider of training pictures."""
 MAX_SIDE = {"samples": 640, "training": 360}
-"""Pixels. Larger pictures are shrunk."""
+"""Maximum side in pixels. Larger pictures are shrunk."""
 MAX_PIXELS = 2**26
-"""Larger pictures are left out, as shrinking them takes much memory."""
+"""Maximum number of pixels. Larger pictures are left out, as shrinking them takes much memory."""
 MISSING = "no picture"
 GREY = "#808080"
 """Legible on white and on black."""

@@ -25,7 +25,7 @@ def runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> list[Column]:
         ]
     columns.append(Column("time", "of training", [duration(run.seconds) for run in runs]))
     columns.append(Column("images/s", "median", [number(run.images_per_second, ",.0f") for run in runs]))
-    for title, hint in (("status", ""), ("health", "signs of trouble at the end, and the steps that they began at")):
+    for title, hint in (("status", ""), ("health", "warning signs at the end, and the steps that they began at")):
         texts = [printable(getattr(run, title)) for run in runs]
         if any(texts):
             columns.append(Column(title, hint, [Cell(text, text) for text in texts]))

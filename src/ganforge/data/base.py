@@ -51,10 +51,11 @@ def _permutation(seed: int, epoch: int, size: int) -> Tensor:
 class StepLoader:
     """Endless batches, one per step, cut into epochs because Lightning expects them.
 
-    The rows come from one permutation of the data after the other, each drawn from (seed, epoch); the next permutation
+    The rows come from successive permutations of the data, each drawn from (seed, epoch); the next permutation
     completes an incomplete batch. A step consumes `shard.parts` batches of `batch_size` rows. This rank's rows of them
     go to `take(rows, step)`, which returns the Batch. Iteration starts at the step that `current_step` returns, so
-    resuming in the middle of an epoch needs no state. `overfit_batches` repeats the batches of the first so many steps.
+    resuming in the middle of an epoch needs no state. With `overfit_batches`, it cycles through the batches of the
+    first `overfit_batches` steps.
     """
 
     def __init__(
@@ -119,11 +120,11 @@ class TensorData(LightningDataModule):
     A subclass implements `load`. Models are built from `shape` and `num_classes`, which `setup` checks against the
     data. `batch_size` is the batch of the experiment, divided among the devices. `num_samples` is the number of
     samples that a validation generates. `flip` mirrors training images at random, with probability 0.5.
-    `overfit_batches` trains on so many batches over and over, with the same flips; null: on all of the data.
+    `overfit_batches` trains repeatedly on that many batches, with the same flips; null: on all of the data.
     """
 
     license_note: ClassVar[str] = (
-        "The data belong to whoever trained this model: ask them which licence the data are under."
+        "ganforge does not know the licence of the training data: ask whoever trained this model."
     )
     """The licence of the data, for the model card."""
     labels: ClassVar[str] = ""
@@ -141,11 +142,11 @@ class TensorData(LightningDataModule):
     ):
         super().__init__()
         if overfit_batches is not None and overfit_batches < 1:
-            raise ValueError(f"overfit_batches={overfit_batches}: data.overfit_batches must be at least 1, or null")
+            raise ValueError(f"overfit_batches={overfit_batches}: must be at least 1, or null")
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: data.batch_size must be at least 1")
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
         if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}: data.num_samples must be at least 1")
+            raise ValueError(f"num_samples={num_samples}: must be at least 1")
         self.batch_size = batch_size
         self.shape = tuple(shape)
         self.num_classes = num_classes

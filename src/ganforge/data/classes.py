@@ -27,7 +27,7 @@ def class_folders(root: Path) -> tuple[str, list[str]]:
     while len(names) == 1 and (inner := subfolders(f"{prefix}{names[0]}/")):
         prefix, names = f"{prefix}{names[0]}/", inner
     if not names:
-        raise UserError(f"data.condition=labels: {root} has no sub-folders, whose names are the labels")
+        raise UserError(f"{root} has no sub-folders: data.condition=labels needs one sub-folder per class")
     invalid = next((name for name in names if not is_printable(name) or "${" in name), None)
     if invalid is not None:  # reading a run's record refuses such names
         raise UserError(

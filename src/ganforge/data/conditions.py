@@ -22,8 +22,8 @@ def class_labels(labels: Sequence[Any] | None, classes: int, names: Sequence[str
     if None in indices or not indices:
         valid = [join_names(names)] if names else []
         valid += [f"numbers from 0 to {classes - 1}"] if accepts_numbers else []
-        wrong = labels[indices.index(None)] if indices else "none"
-        raise UserError(f"labels: must be {', or '.join(valid)}, not {wrong}")
+        wrong = labels[indices.index(None)] if indices else "[]"
+        raise UserError(f"labels={wrong}: must be {', or '.join(valid)}")
     return torch.tensor(indices)
 
 
@@ -43,6 +43,6 @@ def attribute_vectors(labels: Sequence[Any] | None, attributes: Sequence[str]) -
     wanted = [[] if label == "none" else str(label).replace(" ", "").split("+") for label in labels]
     unknown = [name for names in wanted for name in names if name not in attributes]
     if unknown or not wanted:
-        valid, wrong = ", ".join(attributes), (unknown or ["nothing"])[0]
-        raise UserError(f"labels: must be {valid}, several joined by + (A+B), or none, not {wrong}")
+        valid, wrong = ", ".join(attributes), (unknown or ["[]"])[0]
+        raise UserError(f"labels={wrong}: must be {valid}, several joined by + (A+B), or none")
     return torch.tensor([[float(name in names) for name in attributes] for names in wanted])

@@ -62,7 +62,9 @@ class MNIST(TensorData):
         if self.folder() is not None:
             return
         if not self.root.absolute().parent.is_dir():
-            raise UserError(f"data.root={self.root}: there is no folder {self.root.absolute().parent}")
+            raise UserError(
+                f"data.root={self.root}: there is no folder {self.root.absolute().parent}: create it, or fix the path"
+            )
         target = self.root / self.title / "raw"
         try:
             target.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ class MNIST(TensorData):
     def load(self, split: str = "train") -> tuple[Tensor, Tensor]:
         folder = self.folder()
         if folder is None:
-            raise UserError(f"data.root={self.root}: {self.title} is not there")
+            raise UserError(f"data.root={self.root}: {self.title} is not there: run training once to download it")
         if split not in ("train", "test"):
             raise UserError(f"split={split}: {self.title} has only train and test")
         names = FILES[:2] if split == "train" else FILES[2:]
@@ -159,7 +161,7 @@ class StackedMNIST(MNIST):
 
     def __init__(self, size: int, channels: int = 3, stack_seed: int = 0, **options: Any):
         if size < 1:
-            raise ValueError(f"size={size}: data.size must be at least 1")
+            raise ValueError(f"size={size}: must be at least 1")
         if channels != 3:
             raise ValueError(f"channels={channels}: stacked digits have 3 channels")
         super().__init__(channels=1, **options)

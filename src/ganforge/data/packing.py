@@ -2,7 +2,7 @@
 
 `<name>.uint8` holds the pixels of all images, `<name>.json` their shapes. The name changes with the files and with the
 options of their preparation. While packing, both end in `.part`: every so often the pixels are flushed to disk and then
-the json records the progress, so that the next process resumes a killed packing.
+the json records the progress, so that the next process can continue after a kill.
 """
 
 import errno
@@ -161,7 +161,7 @@ def _write(
 
 
 def _resumed_state(part: Path, progress: Path, count: int) -> dict[str, Any]:
-    """The progress of a packing that was killed, or that of a new one."""
+    """The progress of an interrupted packing run, or a fresh one."""
     state = read_json(progress)
     if state and part.exists() and part.stat().st_size >= state["bytes"]:
         log.info("Packing resumes after %d of %d files.", state["looked_at"], count)

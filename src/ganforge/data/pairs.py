@@ -64,9 +64,11 @@ class Pairs(TensorData):
                 "low-quality images come from degradation=bicubic, or from data.low_root with degradation=none"
             )
         if self.flip or self.num_classes is not None:
-            raise ValueError("pairs have no classes, and data.turn mirrors them: leave out data.num_classes, data.flip")
+            raise ValueError(
+                "pairs have no classes, and data.turn mirrors them. Leave out data.num_classes and data.flip"
+            )
         if degradation and degradation.needs_colours and channels == 1:
-            raise UserError("data.channels=1: grey images have no colours to remove, use data.channels=3")
+            raise UserError("data.channels=1: grey images have no colours to remove. Use data.channels=3")
         self.root = Path(root).expanduser() if root else None
         self.low_root = Path(low_root).expanduser() if low_root else None
         self.degradation = degradation or None
@@ -127,7 +129,9 @@ class Pairs(TensorData):
         """The path of a set, followed by that of its stored counterparts."""
         entries = entry if isinstance(entry, list | tuple) else [entry]
         if len(entries) != (1 if self.low_root is None else 2):
-            raise UserError(f"data.test or data.valid: {entry} must be a path, or with data.low_root two: [high,low]")
+            raise UserError(
+                f"data.valid/data.test entry {entry}: must be a path, or with data.low_root two: [high,low]"
+            )
         return [self._path(str(name)) for name in entries]
 
     def _path(self, name: str) -> Path:
@@ -136,7 +140,7 @@ class Pairs(TensorData):
         candidates = [Path(name).expanduser(), folder / name, folder / f"{name}.zip"]
         path = next((path for path in candidates if path.exists()), None)
         if path is None:
-            raise UserError(f"data.test or data.valid: {name} is neither a path, nor a folder or zip in {folder}")
+            raise UserError(f"data.valid/data.test entry {name}: neither a path nor a folder or zip in {folder}")
         return path
 
     def _load_pair(

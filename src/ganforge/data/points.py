@@ -19,7 +19,7 @@ class Points(TensorData):
     def __init__(self, size: int, **options: Any):
         super().__init__(**options)
         if size < 1:
-            raise ValueError(f"size={size}: data.size must be at least 1")
+            raise ValueError(f"size={size}: must be at least 1")
         if self.flip:
             raise ValueError("flip=true: points cannot be mirrored, leave out data.flip")
         self.size = size

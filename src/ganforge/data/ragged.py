@@ -70,7 +70,7 @@ def load_images(
     source = open_source(path)
     names = _names_outside(source, path.resolve(), exclude)
     if not names:
-        raise UserError(f"{path} holds no images besides those of data.valid and data.test")
+        raise UserError(f"{path} holds no images other than those of data.valid and data.test")
 
     def decode(name: str) -> np.ndarray:
         with source.open(name) as file, open_image(file) as image:

@@ -18,7 +18,7 @@ from ganforge.runtime.errors import UserError
 from ganforge.runtime.text import printable
 
 MAX_ENTRY_BYTES = 2**29
-"""Largest file in a zip. It is read into memory whole, and no image that Pillow opens decodes to more bytes."""
+"""Largest file in a zip. It is read into memory whole. The limit is larger than any image Pillow will decode."""
 
 MAX_LINK_PATHS = 100
 """Most paths that may lead to one folder: folders that link to each other have more paths than can be walked."""

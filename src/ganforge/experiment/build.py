@@ -1,4 +1,4 @@
-"""From a config to a run: the data, the model, what accompanies the training, and the trainer."""
+"""From a config to a run: the data, the model, the callbacks and loggers, and the trainer."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +76,7 @@ def make_model(config: DictConfig, data: TensorData, is_new: bool) -> GAN:
 
 
 def make_callbacks(config: DictConfig, data: TensorData, model: GAN) -> list[Callback]:
-    """The callbacks, less those that have nothing to do."""
+    """The callbacks, without those that would do nothing."""
     parts = dict(config.callbacks)
     if not has_validations(config, data, model):  # what it needs, such as weights, may not be there
         parts.pop("evaluation", None)
@@ -102,7 +102,7 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list[Any], **optio
         "val_check_interval": interval or 1.0,
         "check_val_every_n_epoch": None if interval else 1,  # intervals are in steps, whatever an epoch is
         "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,  # the data shares itself out
+        "use_distributed_sampler": False,  # the data module shards batches itself
     }
     return instantiate(
         {**config, **fixed, **options},
@@ -124,5 +124,5 @@ def start_from(model: GAN, run: str) -> None:
         raise UserError(f"model.init_from={run}: {error}") from error
     except RuntimeError as error:
         raise UserError(
-            f"model.init_from={run}: the networks of that run are others: model= has to be as in its .hydra/config.yaml"
+            f"model.init_from={run}: that run has different networks. Use the model= from its .hydra/config.yaml"
         ) from error

@@ -24,7 +24,9 @@ def check_loss(loss: Any) -> None:
     """Check that a loss derives from Loss and implements both players' losses."""
     if not isinstance(loss, Loss):
         what = "none" if loss is None else f"a {type(loss).__name__}"
-        raise UserError(f"model.loss is {what}: it needs a class that derives from ganforge.losses.Loss, as loss=hinge")
+        raise UserError(
+            f"model.loss is {what}: it needs a class that derives from ganforge.losses.Loss, such as loss=hinge"
+        )
     for method in ("discriminator", "generator"):
         if getattr(type(loss), method) is getattr(Loss, method):
             raise UserError(f"loss: {type(loss).__name__} has no {method}(), which returns the {method}'s loss")
@@ -45,7 +47,7 @@ def has_validations(config: DictConfig, data: TensorData, model: GAN) -> bool:
         return False
     if -1 < trainer.max_steps < trainer.val_check_interval:
         if rank() == 0:
-            log.info("Nothing is measured: evaluate_every=%d exceeds trainer.max_steps.", trainer.val_check_interval)
+            log.info("No evaluation: evaluate_every=%d exceeds trainer.max_steps.", trainer.val_check_interval)
         return False
     if isinstance(data, Pairs) and not data.sets["valid"]:
         return False
@@ -56,16 +58,14 @@ def has_validations(config: DictConfig, data: TensorData, model: GAN) -> bool:
 def check_pairs(data: TensorData, model: LightningModule) -> None:
     """Check that image-to-image models, and only they, are measured on pairs."""
     if isinstance(data, Pairs) and not _from_images(model):
-        raise UserError(
-            "data.valid, data.test: pairs cannot measure this model, which does not make images from images"
-        )
+        raise UserError("data.valid, data.test: pairs cannot measure this model, which is not an image-to-image model")
     check_counterparts(data, model)
 
 
 def check_counterparts(data: TensorData, model: LightningModule) -> None:
     """Check that an image-to-image model is trained on pairs."""
     if not isinstance(data, Pairs) and _from_images(model):
-        raise UserError("This model makes images from images: it needs data=pairs")
+        raise UserError("This is an image-to-image model: it needs data=pairs")
 
 
 def _from_images(model: LightningModule) -> bool:
@@ -75,7 +75,7 @@ def _from_images(model: LightningModule) -> bool:
 def check_scale(data: TensorData, model: GAN) -> None:
     """Check that the generator enlarges images as much as the pairs do. The data have to be set up."""
     if isinstance(data, Pairs) and model.from_images and data.scale != model.generator.scale:
-        instead = "Set it to that" if data.scale > 1 else "Use model=pix2pix"
+        instead = f"Set model.generator.scale={data.scale}" if data.scale > 1 else "Use model=pix2pix"
         raise UserError(
             f"model.generator.scale={model.generator.scale}: the images of these pairs are {data.scale} times as large "
             f"as their counterparts. {instead}, or another degradation="
@@ -83,18 +83,18 @@ def check_scale(data: TensorData, model: GAN) -> None:
 
 
 def check_devices(config: DictConfig, model: GAN) -> None:
-    """Check that the devices can share out a batch. Warns if BatchNorm differs between processes."""
+    """Check that the devices can divide a batch evenly. Warns if BatchNorm differs between processes."""
     devices = device_count(config.trainer)
     rows = config.data.batch_size // devices
     if config.data.batch_size % devices:
         raise UserError(
-            f"data.batch_size={config.data.batch_size} does not divide by {devices} devices, which share it out: "
-            f"use {rows * devices or devices}"
+            f"data.batch_size={config.data.batch_size} is not divisible by {devices} devices: use "
+            f"{rows * devices or devices}"
         )
     if devices > 1 and on_cpu(config.trainer) and rank() == 0 and _trains_batch_norm(model):
         log.warning(
-            "BatchNorm on %d CPU processes: each normalises its own %d rows, as torch cannot synchronise it on CPUs. "
-            "The run differs from one on a single process.",
+            "BatchNorm is not synchronized across CPU processes: each of the %d normalizes its own %d samples, so the "
+            "result differs from a single-process run.",
             devices,
             rows,
         )

@@ -40,17 +40,17 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> Trained:
     register_resolvers()
     config = read_record(folder)
     if not isinstance(config.get("model"), DictConfig) or "_target_" not in config.model:
-        raise UserError(f"{folder}: its record describes no model")
+        raise UserError(f"{folder}: its recorded config describes no model")
     path = checkpoint_path(folder, checkpoint)
     try:
         model, step = load_model(validate_untrusted(config.model), path)
     except (OmegaConfBaseException, AttributeError, TypeError) as error:
-        raise UserError(f"{folder}: its record does not hold together: {first_line(error)}") from error
+        raise UserError(f"{folder}: its recorded config is inconsistent: {first_line(error)}") from error
     return Trained(config, model, path, step)
 
 
 def load_data(record: DictConfig) -> Any:
-    """The dataset of a run's record, not yet loaded. Raises UserError where it is none that may be made."""
+    """The dataset of a run, not yet loaded. Raises UserError if the config is not allowed to instantiate it."""
     return instantiate(validate_untrusted(record.data), _convert_="all")
 
 
@@ -69,7 +69,7 @@ def checkpoint_path(folder: Path, checkpoint: str) -> Path:
     if checkpoint == "best":
         best = sorted((folder / "checkpoints").glob("best-*.ckpt"))
         if not best:
-            log.warning("This run monitored no metric, so `best` is `last`.")
+            log.warning("No metric was monitored, so checkpoint=best uses the last checkpoint.")
         return best[-1] if best else latest_checkpoint(folder)
     path = Path(checkpoint).expanduser()
     if not is_intact(path):

@@ -27,7 +27,7 @@ class NullProfiler(PassThroughProfiler):
 
 
 def make_profiler(kind: str | None, folder: Path) -> Profiler:
-    """The profiler of trainer.profiler, which writes `fit-profile.txt` into a folder at the end of a training."""
+    """The profiler of trainer.profiler, which writes `fit-profile.txt` into a folder when training ends."""
     if kind is None:
         return NullProfiler()
     if kind not in KINDS:

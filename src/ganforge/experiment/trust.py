@@ -30,7 +30,7 @@ from ganforge.runtime.errors import UserError
 
 PACKAGES = ("ganforge", "torch.nn", "torch.optim", "lightning.pytorch")
 NEVER_SUGGESTED = {*sys.stdlib_module_names, "torch", "lightning", "hydra", "omegaconf", "numpy"}
-"""Packages that no message suggests to trust."""
+"""Packages that messages never suggest trusting."""
 PARTS = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, Degradation, Content, FeatureMetric, PairMetric)
 BASES = (*PARTS, LightningDataModule, Callback, Logger, Trainer)
 
@@ -51,7 +51,7 @@ class Untrusted(UserError):
     """A record instantiates a class that GANFORGE_TRUST may allow by `name`."""
 
     def __init__(self, message: str, name: str):
-        super().__init__(f"{message}, and you trust the run folder, set GANFORGE_TRUST={name} in the environment")
+        super().__init__(f"{message}. If you trust this run folder, set GANFORGE_TRUST={name} in the environment")
         self.name = name
 
 
@@ -72,7 +72,7 @@ def trust_prefix(config: DictConfig, exempt: Collection[str] = ()) -> str:
 
 
 def validate_untrusted(config: DictConfig, exempt: Collection[str] = ()) -> DictConfig:
-    """Resolve a config that a stranger may have written, and check what it would instantiate.
+    """Resolve an untrusted config, and check what it would instantiate.
 
     Instantiate the returned config, not the argument: an interpolation may resolve to something else the next time.
     The environment variable GANFORGE_TRUST=my_package,other allows packages of your own. Raises UserError.
@@ -84,7 +84,9 @@ def validate_untrusted(config: DictConfig, exempt: Collection[str] = ()) -> Dict
     values = OmegaConf.to_container(config, resolve=True)
     for text in strings(values):
         if "${" in text:  # escaped: resolving it once more could yield a target
-            raise UserError(f"This run holds {text}, which would be resolved later. It may run code, so it is refused")
+            raise UserError(
+                f"This run's config holds {text}, which would be resolved later. It may run code, so it is refused"
+            )
     trusted = [name for name in os.environ.get("GANFORGE_TRUST", "").split(",") if name]
     for node in _with_targets(_without(values, exempt)):
         if not _within(target := str(node["_target_"]), trusted):
@@ -96,17 +98,20 @@ def _check_target(target: str, node: Mapping[str, Any]) -> None:
     """Raise UserError if a node instantiates anything but an allowed class."""
     if not _within(target, PACKAGES):
         package = target.partition(".")[0]
-        problem = f"This run makes {target}, which is not from {', '.join(PACKAGES)}"
-        raise UserError(problem) if package in NEVER_SUGGESTED else Untrusted(f"{problem}. If it is your own", package)
+        problem = f"This run's config instantiates {target}, which is not from {', '.join(PACKAGES)}"
+        raise UserError(problem) if package in NEVER_SUGGESTED else Untrusted(problem, package)
     try:
         cls = get_class(target)
     except Exception as error:
-        raise UserError(f"This run makes {target}, which is not a class") from error
+        raise UserError(f"This run's config instantiates {target}, which is not a class") from error
     if not _within(f"{cls.__module__}.", PACKAGES):  # a package may import names of another
-        raise UserError(f"This run makes {target}, which is defined in {cls.__module__}")
+        raise UserError(
+            f"This run's config instantiates {target}, which is defined in {cls.__module__}, which is not allowed"
+        )
     if not issubclass(cls, BASES):
         raise UserError(
-            f"This run makes {target}, which is not a network, optimizer, loss, dataset, metric or callback"
+            f"This run's config instantiates {target}, which is not a network, optimizer, loss, dataset, metric or "
+            "callback"
         )
     harm = ""
     if issubclass(cls, File):
@@ -119,11 +124,11 @@ def _check_target(target: str, node: Mapping[str, Any]) -> None:
         known = ", ".join((*LOGGER_PATHS, *LOGGER_SETTINGS))
         harm = f"has settings other than {known}, or writes outside of the run folder"
     if harm:
-        raise Untrusted(f"This run makes {target}, which {harm}. If that is intended", target)
+        raise Untrusted(f"This run's config instantiates {target}, which {harm}", target)
 
 
 def _stays_inside(logger: Mapping[str, Any]) -> bool:
-    """Whether a logger writes only inside its folder: its names are no paths, and it has no other arguments."""
+    """Whether a logger writes only inside its folder: its names contain no paths, and it has no other arguments."""
     names = [logger.get(place, "") for place in LOGGER_PATHS]
     are_plain = all(
         isinstance(name, str | int | None) and re.fullmatch(r"([\w-][\w.-]*)?", str(name)) for name in names

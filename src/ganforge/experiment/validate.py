@@ -19,7 +19,7 @@ from ganforge.runs.record import read_record
 from ganforge.runtime.errors import UserError
 
 MAX_SAMPLES = 10_000_000
-"""To generate for an evaluation: a thousand times what is usual."""
+"""Maximum number of samples to generate for an evaluation: 1000 times the usual number."""
 
 TYPE_NAMES: dict[Any, str] = {
     int: "a whole number",
@@ -41,14 +41,15 @@ def check_groups(config: DictConfig) -> None:
         if not isinstance(config.get(group), DictConfig) or (
             group != "regularizer" and "_target_" not in config[group]
         ):
-            raise UserError(f"{group} is missing: choose one by {group}=...")
-    instead = {"callbacks": "~callbacks.samples leaves out a single one", "logger": "logger=none trains without"}
-    for group, advice in instead.items():
+            raise UserError(f"{group} is missing: add {group}=<option>")
+    advice_on = {"callbacks": "~callbacks.samples leaves out a single one", "logger": "logger=none trains without"}
+    for group, advice in advice_on.items():
         if not isinstance(config.get(group), DictConfig):
             raise UserError(f"{group} is missing: {advice}")
     for group in ("schedule", "metrics", "extractor"):
         if group not in config:
-            raise UserError(f"{group} is missing: {group}={'auto' if group == 'extractor' else 'none'} leaves it out")
+            instead = "auto chooses one" if group == "extractor" else "none disables it"
+            raise UserError(f"{group} is missing: {group}={instead}")
     for name, callback in config.callbacks.items():
         if not isinstance(callback, DictConfig) or "_target_" not in callback:
             raise UserError(
@@ -74,8 +75,8 @@ def check_networks(model: DictConfig) -> None:
         unknown = [str(key) for key in network if not str(key).startswith("_") and key not in parameters]
         if unknown:
             raise UserError(
-                f"model.{option}.{unknown[0]}: {network['_target_']} takes no {', no '.join(unknown)}. A model's yaml "
-                "that has networks of its own starts from `defaults: [base/gan@_here_, _self_]`, which brings none"
+                f"model.{option}.{unknown[0]}: {network['_target_']} has no argument {', '.join(unknown)}. Start the "
+                "yaml from defaults: [base/gan@_here_, _self_] so that it inherits no networks"
             )
 
 
@@ -150,7 +151,8 @@ def check_values(config: DictConfig) -> None:
 
 def check_count(option: str, value: Any, most: int | None = None) -> None:
     if not _has_type(value, int) or value < 1 or (most is not None and value > most):
-        raise UserError(f"{option}={value}: must be a whole number from 1{f' to {most:,}' if most else ''}")
+        allowed = f"from 1 to {most:,}" if most else "of at least 1"
+        raise UserError(f"{option}={value}: must be a whole number {allowed}")
 
 
 def check_seed(seed: Any, option: str = "seed") -> None:

@@ -90,7 +90,7 @@ class Interface:
         if self.classes:
             return class_labels(labels, self.classes, self.names or ())
         if labels is not None:
-            raise UserError("labels: this model was trained without labels, leave them out")
+            raise UserError("labels=: this model is not conditioned on labels. Leave it out")
         return None
 
     def examples(self, count: int, height: int, width: int, seed: int) -> list[Tensor]:
@@ -116,7 +116,7 @@ def read_interface(text: str | None, path: Any) -> Interface:
     try:
         return Interface(**json.loads(text or ""))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path} was not written by export.py of this version") from error
+        raise UserError(f"{path} was not written by this version of export.py: export it again") from error
 
 
 def interface_of(model: GAN, record: DictConfig) -> Interface:
@@ -151,7 +151,7 @@ def _add_condition(interface: Interface, data: Any, size: int) -> None:
         interface.labels = join_names([f"{i} {name}" for i, name in enumerate(interface.names)])
     found = interface.classes or len(interface.attributes or ())
     if found != size:
-        raise UserError(f"This model was trained with {size} labels, but its record describes {found}")
+        raise UserError(f"This model has {size} labels, but its data {found}: its config does not match its checkpoint")
 
 
 def _config(latent: Latent) -> dict[str, Any]:

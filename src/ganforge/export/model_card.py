@@ -51,7 +51,7 @@ def _facts(exported: ExportedFile, record: DictConfig, model: GAN) -> str:
         [
             ("file", f"`{exported.file}`, sha256 {exported.digest}"),
             ("checkpoint", f"{escaped(exported.checkpoint)}, after {exported.step} steps"),
-            ("weights", "latest" if model.average is None else "moving average"),
+            ("weights", "raw weights (no EMA)" if model.average is None else "moving average (EMA)"),
             ("seed", escaped(record.seed)),
             ("git commit of the run", commit if COMMIT.fullmatch(commit) else "unknown"),
             ("difference to PyTorch", f"{exported.difference:.2g}, the largest of two trials"),
@@ -96,7 +96,7 @@ def _output(exported: ExportedFile, interface: Interface, model: GAN) -> str:
             note += f"{least}; inside, the image is padded to multiples of {interface.multiple} pixels"
         note += "."
     shape = ", ".join(map(str, ("N", channels, *sides)))
-    return f"The output is `images`, float32 ({shape}) in [-1, 1]; clip what lies beyond.{note}"
+    return f"The output is `images`, float32 ({shape}) nominally in [-1, 1] but not clipped: clamp it.{note}"
 
 
 def _measured(metrics: Mapping[str, Any], step: int) -> Iterator[str]:

@@ -21,7 +21,7 @@ Labels = Sequence[Any] | Tensor | np.ndarray | int | str | None
 
 
 class TrainedGenerator(Sampler):
-    """Called as `generator(16, seed=0)`, or as `generator(images)` if it makes images from images; see `__call__`.
+    """Called as `generator(16, seed=0)`, or as `generator(images)` if it is an image-to-image model; see `__call__`.
 
     For latents of your own: `network(*tensors)` takes what `inputs` describes.
     """
@@ -52,7 +52,7 @@ class TrainedGenerator(Sampler):
 
     def _generate(self, count: Any, seed: int, conditions: Tensor | None) -> Tensor:
         if type(count) is not int or count < 1:
-            raise UserError("This generator draws samples from noise: call it with their number, as generator(16)")
+            raise UserError("This generator draws samples from noise: call it with a count, such as generator(16)")
         check_seed(seed)
         return self.samples(count, seed, conditions)[:count]
 
@@ -60,7 +60,7 @@ class TrainedGenerator(Sampler):
         channels = self.interface.channels
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
             raise UserError(
-                f"This generator makes images from images: call it with a tensor (N, {channels}, h, w) in [-1, 1]"
+                f"This is an image-to-image generator: call it with a tensor (N, {channels}, h, w) in [-1, 1]"
             )
         if not images.is_floating_point():
             raise UserError(f"These images are {images.dtype}: call it with floats in [-1, 1]")

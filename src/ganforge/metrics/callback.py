@@ -39,7 +39,8 @@ class Evaluation(Callback):
     paired: of generated images and their ground truth; torchmetrics get `update(generated, real)` in [0, 1]
     `monitor` names the metric that chooses the best checkpoint.
 
-    `extractor` extracts the features for all metrics; None: digits for 28-pixel grey images, else Inception.
+    `extractor` extracts the features for all metrics; None: points as they are, digits for 28-pixel grey images, else
+    Inception.
     `reference` is the split of the real samples. `standing_statistics` re-estimates the generator's BatchNorm buffers
     for each validation (Brock et al., 2019). `cache_dir` holds the statistics of real samples; None: ~/.cache/ganforge.
     """
@@ -54,7 +55,9 @@ class Evaluation(Callback):
     ):
         unknown = set(metrics) - {*SLOTS, "monitor"}
         if unknown:
-            raise UserError(f"metrics: has {', '.join(SLOTS)} and monitor, not {', '.join(sorted(unknown))}")
+            raise UserError(
+                f"metrics: unknown keys {', '.join(sorted(unknown))}; expected {', '.join([*SLOTS, 'monitor'])}"
+            )
         self.metrics = metrics
         self.extractor = extractor or None  # an empty config group is a dict
         self.reference = reference
@@ -75,7 +78,7 @@ class Evaluation(Callback):
         """Select the metrics that apply to the data; returns whether there are any. Raises UserError."""
         self.data: Any = data
         if self.standing_statistics and isinstance(data, Pairs):
-            raise UserError("standing_statistics=true: only for models that sample from noise")
+            raise UserError("standing_statistics=true: only for models that sample from noise: leave it out")
         self.selection = MetricSelection(self.metrics, self.extractor, data)
         self.extractor = self.selection.extractor
         return bool(self.selection.names)
@@ -148,7 +151,7 @@ class Evaluation(Callback):
             features = extractor.extract(fakes, trainer.strategy.root_device)
             self._collectors[size].update(chunk, features, samples.condition)
         if self.selection.of_kind(Metric) and not isinstance(fakes, Tensor):
-            raise UserError("metrics: those of torchmetrics need images of one size")
+            raise UserError("metrics: torchmetrics metrics need equally sized images")
         fakes = fakes[: max(0, self.data.num_samples - chunk * CHUNK)]
         if len(fakes):
             for metric in self.selection.of_kind(Metric, "on_fakes").values():
@@ -221,7 +224,7 @@ class Evaluation(Callback):
         """How the metrics are computed: weights, extractor, samples, versions. Only equal provenance is comparable."""
         provenance: dict[str, Any] = {}
         if hasattr(pl_module, "average"):
-            weights = "raw" if pl_module.average is None else "moving average"
+            weights = "raw weights (no EMA)" if pl_module.average is None else "moving average"
             batchnorm = "re-estimated" if self.standing_statistics else f"running statistics, {weights}"
             provenance = {"seed": pl_module.seed, "weights": weights, "batchnorm": batchnorm}
         if self.extractor is not None:

@@ -1,6 +1,6 @@
 """Feature extractors. Metrics are comparable only if they use the same one.
 
-To add one: a class here, a line in `conf/extractor/`.
+To add one: a class here and a one-line file in `conf/extractor/`.
 """
 
 import hashlib
@@ -252,7 +252,7 @@ def default_extractor(shape: Sequence[int]) -> Extractor | None:
         return Inception()
     except UserError as error:
         if rank() == 0:
-            log.warning("Metrics on features are left out. %s", error)
+            log.warning("Skipping feature metrics: %s", error)
         return None
 
 

@@ -1,6 +1,6 @@
 """Metrics computed from features: the distance of generated to real samples, their quality and their diversity.
 
-To add one: a class here, a line in `conf/metrics/`. A metric of torchmetrics needs only the line.
+To add one: a class here and an entry in a file of `conf/metrics/`. A metric of torchmetrics needs only the entry.
 """
 
 import logging
@@ -49,7 +49,7 @@ class FrechetDistance(FeatureMetric):
         if min(fake.size, real.size) <= dimension:
             log.warning(
                 "fid: %d generated and %d real samples are too few for %d features, so the value is too high. Compare "
-                "it only with values from as many samples",
+                "it only with values from equally many samples",
                 fake.size,
                 real.size,
                 dimension,
@@ -125,7 +125,7 @@ class InceptionScore(FeatureMetric):
 
 
 class Neighbourhoods(FeatureMetric):
-    """Precision, recall, density and coverage. The ball of a sample reaches to its k-th nearest neighbour.
+    """Precision, recall, density and coverage. The ball of a sample extends to its k-th nearest neighbour.
 
     precision: the fraction of generated samples in a real ball, k = 3 (Kynkäänniemi et al., 2019)
     recall: the fraction of real samples in a generated ball, k = 3

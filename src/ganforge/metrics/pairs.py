@@ -1,4 +1,4 @@
-"""Full-reference metrics, for super-resolution, colourisation and denoising."""
+"""Full-reference metrics, for super-resolution, colourization and denoising."""
 
 import logging
 from typing import ClassVar

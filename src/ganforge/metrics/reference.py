@@ -31,7 +31,7 @@ def real_statistics(
 ) -> Statistics | None:
     """The statistics of a split on rank 0, None on other ranks; `keep_samples` keeps the features of single samples.
 
-    All ranks must call it. If the cache misses them, all ranks compute them, while other jobs that need the same
+    All ranks must call it. If they are not cached, all ranks compute them, while other jobs that need the same
     statistics wait.
     """
     if not trainer.is_global_zero:

@@ -76,10 +76,14 @@ class MetricSelection:
     def _check_extractor(self, data: TensorData) -> None:
         if isinstance(self.extractor, Points) != (len(data.shape) == 1):
             name = (self.extractor and self.extractor.name) or "points"
-            raise UserError(f"extractor={name} does not suit data of shape {list(data.shape)}")
+            raise UserError(
+                f"extractor={name} does not work with samples of shape {list(data.shape)}: use extractor=auto"
+            )
         for (slot, key), metric in self.metrics.items():
             if isinstance(metric, FeatureMetric) and not isinstance(self.extractor, metric.extractor):
-                raise UserError(f"metrics.{slot}.{key} needs features of {metric.extractor.__name__}: leave it out")
+                name = metric.extractor.name
+                needed = f"extractor={name}: choose it" if name else "points: choose other data="
+                raise UserError(f"metrics.{slot}.{key} needs {needed}, or set metrics.{slot}.{key}=null")
 
     def _names(self) -> dict[str, Better]:
         names: dict[str, Better] = {}
@@ -90,7 +94,7 @@ class MetricSelection:
                 scores = {key: bool(metric.higher_is_better)}
             duplicates = ", ".join(scores.keys() & names.keys())
             if duplicates:
-                raise UserError(f"metrics: two scores are called {duplicates}: leave one of them out")
+                raise UserError(f"metrics: two scores are called {duplicates}. Set one to null")
             names |= scores
         return names
 
@@ -99,5 +103,5 @@ class MetricSelection:
             return None
         full = next((known for known in (name, self._full_name(name)) if known in self.names), None)
         if full is None:
-            raise UserError(f"metrics.monitor={name}: no such metric. There are {', '.join(self.names)}")
+            raise UserError(f"metrics.monitor={name}: no such metric. Choose from {', '.join(self.names)}")
         return full

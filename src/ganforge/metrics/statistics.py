@@ -56,7 +56,7 @@ class Collector:
         self.buffers: dict[str, Tensor] = {}
 
     def update(self, chunk: int, output: Features, labels: Tensor | None = None) -> None:
-        """Add this rank's chunk and those of the other ranks. All ranks must call it equally often.
+        """Add this rank's chunk and those of the other ranks. All ranks must call it the same number of times.
 
         Rows beyond the number of samples are ignored.
         """
@@ -117,7 +117,7 @@ def check_complete(added: int, count: int) -> None:
     """Raise UserError if a validation ended early, for example because of trainer.limit_val_batches."""
     if added != count:
         raise UserError(
-            f"Only {added} of {count} samples were generated: set num_samples instead of limits of the trainer"
+            f"Only {added} of {count} samples were generated: set num_samples instead of trainer.limit_val_batches"
         )
 
 

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from ganforge.randomness import Stream
 
 EMA_RAMPUP = 0.05
-"""The longest half-life of a moving average, as a fraction of the updates so far."""
+"""Maximum EMA half-life as a fraction of the updates so far (StyleGAN2-ADA's rampup)."""
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:

@@ -17,7 +17,7 @@ from ganforge.networks.lapgan import LevelCondition, gaussian_pyramid, resized
 class LAPGAN(GAN):
     """One game per level of a Laplacian pyramid. Levels train independently: finer ones refine real coarse images.
 
-    `generator` and `discriminator` hold networks for the same `levels`. Detail is made from noise, uniform on [-1, 1).
+    `generator` and `discriminator` hold networks for the same `levels`. Finer levels take uniform noise on [-1, 1).
     `train_levels` is the size, or list of sizes, to train; None trains all. The other levels keep their initial weights
     or those of `init_from`.
     """

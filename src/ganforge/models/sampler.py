@@ -1,4 +1,4 @@
-"""Samples of a seed: sample i is the same however many are drawn."""
+"""Seeded sampling: sample i does not depend on how many are drawn."""
 
 from math import ceil
 from typing import Any

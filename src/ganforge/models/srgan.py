@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class SRGAN(Pix2Pix):
-    """`stage` pretrain minimises only the squared error of pixels; stage adversarial starts from it (`init_from`).
+    """`stage` pretrain minimizes only the squared error of pixels; stage adversarial starts from it (`init_from`).
 
-    `pixel_weight` adds the squared error to the second stage as well (0 in the paper): features alone leave contrast
-    free. The weight of the adversarial loss rises along a line over the first `adversarial_ramp` steps. Images of more
+    `pixel_weight` adds the squared error to the second stage as well (0 in the paper): features alone do not constrain
+    contrast. The weight of the adversarial loss rises linearly over the first `adversarial_ramp` steps. Images of more
     than `tile` pixels a side are made in tiles that overlap by `margin`; null: always whole.
     """
 
@@ -46,7 +46,7 @@ class SRGAN(Pix2Pix):
         self.pixels = Pixels(power=2)
         if stage == "pretrain":
             self.content = self.pixels  # needs no downloaded weights
-            self.discriminator_steps = 1  # there are none: a batch needs no rows for more
+            self.discriminator_steps = 1  # D is not trained: load one batch per step
             self.discriminator.requires_grad_(False)
         self.pixel_weight = pixel_weight
         self.adversarial_ramp = adversarial_ramp
@@ -56,7 +56,9 @@ class SRGAN(Pix2Pix):
     def on_train_start(self) -> None:
         super().on_train_start()
         if self.stage == "adversarial" and self.init_from is None and self.global_rank == 0:
-            log.warning("model.stage=adversarial begins at random weights: model.init_from=<run of stage pretrain>")
+            log.warning(
+                "model.stage=adversarial starts from random weights. Set model.init_from=<run folder of stage=pretrain>"
+            )
 
     def play(self, game: Game, batch: Batch, optimizer_d: Optimizer, optimizer_g: Optimizer) -> None:
         if self.stage == "adversarial":
@@ -85,5 +87,5 @@ class SRGAN(Pix2Pix):
         theirs = {name: value.shape for name, value in state.items() if name.startswith("discriminator.")}
         fits = theirs == {name: value.shape for name, value in mine.items()}
         if not fits:
-            log.info("The discriminator begins anew: that of the run that training starts from has other layers.")
+            log.info("The discriminator is reinitialized: its layers differ from those in model.init_from.")
         super().start_from(state if fits else state | mine)

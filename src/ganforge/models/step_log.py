@@ -1,4 +1,4 @@
-"""What a training step logs: losses, gradient norms, and values that tell how a game goes."""
+"""What a training step logs: losses, gradient norms, and values that show how training is going."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -40,7 +40,7 @@ def frozen(optimizer: Optimizer) -> Iterator[None]:
 
 
 def has_update_hooks(module: LightningModule, trainer: Trainer) -> bool:
-    """Whether a module or a callback has hooks around updates: empty ones take some per cent of a small step."""
+    """Whether a module or a callback has hooks around updates: empty ones cost a few percent of a small step."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return any(
         is_overridden(hook, module, parent=LightningModule)
@@ -50,7 +50,7 @@ def has_update_hooks(module: LightningModule, trainer: Trainer) -> bool:
 
 
 class OptimizerOptions:
-    """The options that the config gives the optimizers: they hold after resuming, where a command may change them.
+    """The optimizer options from the config, restored after a checkpoint is loaded.
 
     A checkpoint restores all options. Those that a schedule moves are the checkpoint's.
     """

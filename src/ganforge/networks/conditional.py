@@ -27,7 +27,7 @@ class Embedding(nn.Module):
 class Generator(nn.Module):
     """From a latent (N, latent_size) and a condition of `condition_size` classes or attributes to samples (N, *shape).
 
-    The paper's perceptron: latent and condition have a hidden layer each, followed by a joint one.
+    The paper's MLP: latent and condition have a hidden layer each, followed by a joint one.
     """
 
     def __init__(

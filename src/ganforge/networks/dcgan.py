@@ -21,7 +21,7 @@ def base_resolution(image_size: int) -> tuple[int, int]:
 
 
 def initialize(module: nn.Module) -> None:
-    """Weights from N(0, 0.02) as in the paper, gains of normalisations from N(1, 0.02) as implementations do."""
+    """Weights from N(0, 0.02) as in the paper, gains of normalizations from N(1, 0.02) as implementations do."""
     if not hasattr(module, "weight"):
         return
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
@@ -92,7 +92,7 @@ class Generator(nn.Module):
         _check_sizes(width, kernel_size)
         side, count, same_resolution = _layer_count(image_size, layers)
         widths = [width * 2**i for i in reversed(range(count))]
-        bias = normalization is None  # a normalisation cancels the bias
+        bias = normalization is None  # a normalization cancels the bias
 
         def hidden(features: int) -> list[nn.Module]:
             return [activation()] if normalization is None else [normalization(features), activation()]
@@ -123,7 +123,7 @@ class Discriminator(nn.Module):
     """From images (N, channels, image_size, image_size) to logits (N,).
 
     Each layer halves the resolution and doubles the number of channels, starting at `width`. The first layer has no
-    normalisation, as in the paper. `layers` beyond those that the size needs come last and keep the resolution.
+    normalization, as in the paper. `layers` beyond those that the size needs come last and keep the resolution.
     """
 
     def __init__(

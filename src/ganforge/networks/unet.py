@@ -15,7 +15,7 @@ class _Level(nn.Module):
         super().__init__()
         bias = normalization is None
         down = nn.Conv2d(before, after, 4, 2, 1, bias=bias)
-        # the innermost map may be a single pixel, which cannot be normalised
+        # the innermost map may be a single pixel, which cannot be normalized
         self.down = nn.Sequential(nn.LeakyReLU(0.2), *with_normalization(down, normalization if below else None))
         self.below = below
         up = nn.ConvTranspose2d(after * (2 if below else 1), before, 4, 2, 1, bias=bias)

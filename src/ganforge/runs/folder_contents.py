@@ -31,13 +31,13 @@ APPENDED = (".log", ".csv", ".db")
 """Endings of files that are appended to in place, which would write through a hard link."""
 
 MAX_BYTES = 2**18
-"""Of a YAML file. Real configs have a few thousand."""
+"""Maximum size of a YAML file. Real configs have a few thousand bytes."""
 MAX_DEPTH = 40
-"""Of nesting, and of references to references."""
+"""Maximum depth of nesting, and of references to references."""
 MAX_INTERPOLATION = 1000
-"""Characters of a string with interpolations."""
+"""Maximum length of a string with interpolations."""
 MAX_RESOLVED_SIZE = 10**6
-"""Nodes and characters of a config once it is resolved."""
+"""Maximum number of nodes and characters of a config once it is resolved."""
 
 
 # Files -----------------------------------------------------------------------------------------------------------

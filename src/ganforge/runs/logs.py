@@ -19,7 +19,7 @@ def continue_csv(logger: CSVLogger, step: int) -> None:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         names = sorted(reader.fieldnames or ())
-        whole = (row for row in reader if None not in row.values())  # the last line may be half a one
+        whole = (row for row in reader if None not in row.values())  # the last line may be incomplete
         rows = [row for row in whole if str(row.get("step")).isdecimal() and int(row["step"]) <= step]
     path.rename(aside)
     logger.experiment.metrics_keys = names
@@ -34,7 +34,7 @@ def continue_csv(logger: CSVLogger, step: int) -> None:
 def truncate_logs(folder: Path, step: int) -> None:
     """Remove what TensorBoard and `samples/` hold of later steps, which the resumed run logs and draws again.
 
-    After step -1, as for a run that begins anew, that is everything.
+    After step -1, as for a run that restarts, that is everything.
     """
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event

@@ -1,6 +1,6 @@
 """Which recorded overrides are applied: those that only choose options of `conf/` or set plain values.
 
-A folder may come from a stranger. Other overrides, which could run code or write elsewhere, have to be typed again.
+A folder may be untrusted. Other overrides, which could run code or write elsewhere, have to be typed again.
 """
 
 import re

@@ -39,9 +39,11 @@ def read_record(folder: Path, given: Sequence[str] = ()) -> DictConfig:
     check_folder(folder)
     record = read_yaml(path)
     if not isinstance(record, DictConfig) or not record:
-        raise Damaged(f"{path} is not the record of a run")
+        raise Damaged(f"{path} is not the recorded config of a run")
     if {"hydra", "defaults"} & set(record):
-        raise UserError(f"{path} sets `hydra` or `defaults`, as no record does. It may run code, so it is refused")
+        raise UserError(
+            f"{path} sets `hydra` or `defaults`, as no recorded config does. It may run code, so it is refused"
+        )
     for override in _resume_overrides(folder, record, set(map(key_of, given))):
         _apply(override, record)
     values = cast(dict[Any, Any], OmegaConf.to_container(record))
@@ -55,7 +57,7 @@ def read_record(folder: Path, given: Sequence[str] = ()) -> DictConfig:
 def _resume_overrides(folder: Path, record: DictConfig, given: Collection[str]) -> list[Override]:
     """The latest override of each key that the run was resumed with, except for the given keys.
 
-    Raises UserError if one sets more than plain values, as a stranger may have written it.
+    Raises UserError if one sets more than plain values, as the folder may be untrusted.
     """
     applied = [argument for key, argument in latest_resumed(folder).items() if key not in given]
     for argument in applied:
@@ -63,8 +65,7 @@ def _resume_overrides(folder: Path, record: DictConfig, given: Collection[str]) 
             raise UserError(f"{folder} was resumed with {argument}, but resuming cannot replace a whole section")
         if not is_plain_value(argument, set(map(str, record))):
             raise UserError(
-                f"{folder} was resumed with {argument}, which a run folder may not set, as it could run code. "
-                "If you trust it, resume with it again"
+                f"{folder} was resumed with {argument}, which could run code. If you trust it, pass it again"
             )
     return list(map(parse_override, applied))
 

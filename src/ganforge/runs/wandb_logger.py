@@ -41,7 +41,7 @@ class WandB(WandbLogger):
                 **options,
             )
         except ModuleNotFoundError as error:
-            raise UserError('it needs wandb: pip install -e ".[wandb]", or choose another logger=') from error
+            raise UserError('logger=wandb needs: pip install -e ".[wandb]"') from error
 
     @property
     def experiment(self) -> Any:

@@ -49,7 +49,7 @@ def strategy(trainer: DictConfig) -> str:
 
 
 def uses_sync_batchnorm(trainer: DictConfig) -> bool:
-    """Whether BatchNorm is synchronised: as configured, by default on several GPUs (torch has none for CPUs)."""
+    """Whether BatchNorm is synchronized: as configured, by default on several GPUs (torch has none for CPUs)."""
     if trainer.sync_batchnorm is not None:
         return trainer.sync_batchnorm
     return device_count(trainer) > 1 and not on_cpu(trainer)
@@ -74,8 +74,8 @@ def check_fits(trainer: DictConfig, overrides: Sequence[str]) -> None:
     for option, count in counts.items():
         if count > max_processes(option) and not any(option == key_of(override) for override in overrides):
             raise UserError(
-                f"This run's record asks for {option}={count}, but this machine has only {max_processes(option)}: "
-                f"pass {option}=... yourself"
+                f"This run's recorded config asks for {option}={count}, but this machine has only "
+                f"{max_processes(option)}: pass {option}= explicitly"
             )
 
 

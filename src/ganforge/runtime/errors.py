@@ -8,7 +8,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 
 class UserError(ValueError):
-    """A mistake of the user: one short message that names the option and says what to do.
+    """A user mistake: one short message that names the option and says what to do.
 
     The entry points print only the message and exit with status 2; `HYDRA_FULL_ERROR=1` adds the traceback.
     """
@@ -30,17 +30,17 @@ def explanation(error: BaseException) -> str | None:
         missing = re.search(r"Interpolation key '(data\.\w+)' not found", str(error))
         if missing:
             needs = f"{error.full_key or 'The model'} needs {missing.group(1)}"
-            return f"{needs}, which this dataset does not have: choose another data=..."
+            return f"{needs}, which this dataset lacks: choose another data=..."
         return str(error).removeprefix("UserError raised while resolving interpolation: ")
     if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
         difference = str(error).splitlines()[1].strip()
-        return f"The checkpoint does not fit this model: do not change its networks. {difference}"
+        return f"The checkpoint does not match model=: resume with the networks it was trained with. {difference}"
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.strerror} while writing {error.filename or 'the run folder'}: make room and try again"
     if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename:
         return f"{error.filename}: {error.strerror}"
     if type(error).__name__ == "MisconfigurationException":  # Lightning's; importing it here would take seconds
-        return f"trainer: {error}"
+        return f"Lightning: {error}"
     return None
 
 

@@ -47,7 +47,7 @@ def write_atomic(path: Path, content: Any) -> None:
 
 
 def make_cache(folder: Path) -> None:
-    """Create a folder for reproducible files and tag it as a cache, so that backups skip it."""
+    """Create a folder for regenerable files and tag it as a cache, so that backups skip it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not is_cache(folder):
         write_atomic(folder / TAG, f"{SIGNATURE}\n# of ganforge, see https://bford.info/cachedir\n".encode())

@@ -1,4 +1,4 @@
-"""Questions about a Trainer or its checkpoint that Lightning has no direct answer to."""
+"""Trainer helpers that Lightning lacks."""
 
 from typing import Any, TypeVar
 

@@ -29,7 +29,7 @@ class JobFailed(CompactHydraException):
 
 
 class SweepStopped(KeyboardInterrupt):
-    """A signal, the argument, ended a sweep."""
+    """A signal ended a sweep; its number is the argument."""
 
 
 def is_job() -> bool:

@@ -1,7 +1,7 @@
 """`hydra/launcher=local`: the jobs of a sweep on this machine.
 
 Each job is a fork of the sweep's process, which has imported the libraries, so that a job starts within a second. A job
-then runs its command as if it were typed: Lightning can start further ranks by it.
+then runs its command as if it were typed: Lightning can start further ranks with it.
 """
 
 import logging
@@ -123,7 +123,7 @@ class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
             os.kill(self.pid, number)
 
     def finish(self) -> None:
-        """End what the job has left, such as ranks that wait for it."""
+        """Kill processes the job left behind, such as ranks that wait for it."""
         self.join()
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)

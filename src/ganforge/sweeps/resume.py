@@ -39,7 +39,7 @@ def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
     given = {key_of(argument): argument for argument in arguments}
     for key in swept_keys(recorded) & given.keys():
         if given[key] not in recorded:
-            raise UserError(f"{given[key]}: sweep={folder} sweeps other values of it. Start a new sweep for more")
+            raise UserError(f"{given[key]}: the sweep already has other values. Start a new sweep")
     for key in given:
         if (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
             raise UserError(
@@ -56,7 +56,7 @@ def resume_job_config(folder: Path) -> DictConfig:
     config = read_record(folder, given)
     for override in map(parse_override, given):
         if override.is_delete():
-            raise UserError(f"{override.input_line}: a job that has started keeps its parts. Leave that out")
+            raise UserError(f"{override.input_line}: a started job cannot drop config keys. Leave it out")
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
     return config
 
@@ -92,13 +92,16 @@ def _recorded(folder: Path, arguments: list[str], conf: Path) -> list[str]:
 def check_trials(trials: Iterable[Any], keys: Collection[str], conf: Path) -> None:
     """Raise UserError if a stored trial sets anything but plain values of the searched keys.
 
-    A stranger may have written the storage, and each value becomes an override.
+    The storage may be untrusted, and each value becomes an override.
     """
     for trial in trials:
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         for name, value in params.items():
             if name.lstrip("+") not in keys or not is_plain(f"{name}={value}", conf):
-                raise UserError(f"A trial of this search sets {printable(f'{name}={value}')}, which is not searched")
+                raise UserError(
+                    f"A trial of this search sets {printable(f'{name}={value}')}, which was not searched: delete "
+                    "search.db or start a new search"
+                )
 
 
 def _check_journal(path: Path) -> None:

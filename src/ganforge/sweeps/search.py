@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class OptunaSweeper(Sweeper):
-    """Suggests the values of what is swept, `n_jobs` trials together, and tells Optuna what came of them.
+    """Suggests the values of what is swept, `n_jobs` trials together, and reports results to Optuna.
 
     The study is in `storage`. A search that is resumed runs the trials that are missing of `n_trials`.
     """
@@ -82,10 +82,12 @@ class OptunaSweeper(Sweeper):
         except Exception as error:  # SQLAlchemy's or Alembic's, of a damaged file or another version's
             reason = str(error).partition("\n")[0]
             raise CompactHydraException(
-                f"{self.storage} is no storage of Optuna {optuna.__version__}: {reason}"
+                f"{self.storage} is not a valid storage for Optuna {optuna.__version__}: {reason}"
             ) from error
         if study.direction.name.lower() != self.direction:
-            raise CompactHydraException("hydra.sweeper.direction: start a new search to change it")
+            raise CompactHydraException(
+                "hydra.sweeper.direction= cannot change for an existing study: start a new search"
+            )
         return study
 
     def _resume(self, study: "optuna.Study", keys: set[str]) -> int:
@@ -168,6 +170,6 @@ def _report_best(study: "optuna.Study") -> None:
     try:
         best = study.best_trial
     except ValueError as error:
-        raise CompactHydraException("No trial of this search has a value") from error
+        raise CompactHydraException("No trial produced a value") from error
     params = ", ".join(f"{name}={value}" for name, value in best.params.items())
     log.info("Best trial: %d with %s, value %s", best.number, params, best.value)

@@ -43,7 +43,7 @@ def _stop(number: int, _: Any) -> None:
 
 
 def report(script: str, is_complete: bool, given: list[str]) -> None:
-    """Print the failures of a sweep, if there was one, and what to do next; `given` are its arguments."""
+    """Report a sweep's outcome, if there was one: its failures and what to do next. `given` are its arguments."""
     if Sweep.folder is None or is_job():
         return
     say = partial(print, file=sys.stderr)
