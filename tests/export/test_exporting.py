@@ -155,7 +155,7 @@ def test_the_card_tells_what_it_is(runs: dict[str, Path], tmp_path: Path, monkey
     for line in (
         "# GAN trained on CelebA",
         "last.ckpt, after 7 steps",
-        "| weights | moving average |",
+        "| weights | moving average (EMA) |",
         "| fid | last | 1.5 | 7 |",
         "| fid | best | not finite | 6 |",
         "| fid | evaluated | 1.5 | 7 |",
