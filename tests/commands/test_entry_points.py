@@ -112,7 +112,7 @@ MISTAKES = {
     "model.generator.hidden=[0]": r"model\.generator: hidden=\[0\]: layers must have at least 1 unit",
     "model.gradient_clip=nan": "gradient_clip=nan: must be a positive norm",
     "trainer.num_nodes=0": r"trainer\.num_nodes=0: must be a whole number of at least 1",
-    "+trainer.limit_train_batches=3": r"trainer\.limit_train_batches: .*max_steps",
+    "+trainer.limit_train_batches=3": r"trainer\.limit_train_batches is not supported: .*max_steps",
     "trainer.devices=abc": "trainer: .*devices",
     "data=ring data.std=-1": "std=-1: must not be negative",
     "data=grid data.spacing=nan": "data=grid: these options give points that are not finite",
