@@ -341,6 +341,7 @@ def test_points_reach_the_parabola(tmp_path: Path) -> None:
     assert (torch.histc(x[x.abs() <= 5], 10, -5, 5) > 0).float().mean() >= 0.8
 
 
+@pytest.mark.slow  # torch.compile takes as long as 30 other tests
 def test_compiled_networks_train_as_the_others(tmp_path: Path) -> None:
     plain = fitted(tmp_path / "plain", *TINY_POINTS, "regularizer=r1").model
     compiled = fitted(tmp_path / "compiled", *TINY_POINTS, "model.compile=true", "regularizer=r1").model
@@ -386,7 +387,7 @@ TRACES = {
 }
 
 
-@pytest.mark.parametrize("name", TRACES)
+@pytest.mark.parametrize("name", [slow(name) if name in ("lapgan", "dcgan_5x5") else name for name in TRACES])
 def test_golden_trace(tmp_path: Path, fake_mnist: Path, pictures: Path, name: str) -> None:
     """20 seeded steps give the losses they gave before. In double precision, so that another processor gives them too.
 

@@ -177,8 +177,9 @@ class Pairs(TensorData):
 
     def examples(self, count: int) -> Batch:
         """At most `count` central crops for sample grids, of validation images if they are large enough."""
-        if self.overfit_batches:  # the very pairs that are learnt by heart
-            crops = self.train_dataloader().batch(0)
+        if self.overfit_batches:  # the pairs of the current step
+            assert self.trainer is not None
+            crops = self.train_dataloader().batch(self.trainer.global_step)
             return Batch(*(part[:count].float() for part in self.on_after_batch_transfer(crops, 0)))
         sets: list[Any] = [images.high for images in self.whole_images("valid")] if self.low is None else []
         images: Any = next((images for images in sets if images.sizes.min() >= self.image_size), self.real)

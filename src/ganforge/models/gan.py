@@ -192,7 +192,7 @@ class GAN(Sampler, LightningModule):
         self.update(game, "g", game.generator, optimizer, terms)
 
     def update(self, game: Game, player: str, network: nn.Module, optimizer: Optimizer, terms: LossTerms) -> None:
-        """Minimise the sum of the terms by one optimizer call; `player` is "d" or "g"."""
+        """Minimize the sum of the terms by one optimizer call; `player` is "d" or "g"."""
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
         parameters = parameters_of(optimizer)
         for parameter in parameters:
