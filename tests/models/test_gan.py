@@ -14,12 +14,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ganforge.cli.trainer_options import PRECISIONS
-from ganforge.data.base import Batch, to_unit_range
+from ganforge.data.base import Batch
 from ganforge.experiment.build import build
 from ganforge.models.ema import moving_average
 from ganforge.models.gan import GAN, Game, LossTerms
 from ganforge.regularizers import R1, Scored, score
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_unit_range
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ganforge.data.base import Batch, TensorData, to_unit_range
+from ganforge.data.base import Batch, TensorData
 from ganforge.data.counterparts import match_images, scale_between
 from ganforge.data.images import check_on_error
 from ganforge.data.ragged import RaggedImages, load_images
 from ganforge.degradations import Degradation, Noise
 from ganforge.randomness import Stream, generator, rank_indices
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_unit_range
 
 
 class WholeImages(Dataset):
