@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ganforge.data.base import to_unit_range
+from ganforge.runtime.pixels import to_unit_range
 
 POOL = 256
 """Crops of photographs that the bare loop has ready."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from ganforge.data.base import to_uint8, to_unit_range
+from ganforge.runtime.pixels import to_uint8, to_unit_range
 
 Noise = Callable[[Sequence[int]], Tensor]
 """Maps a shape to standard normal noise."""

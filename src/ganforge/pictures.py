@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from ganforge.data.base import to_uint8
 from ganforge.runtime.downloads import first_line
 from ganforge.runtime.files import write_atomic
+from ganforge.runtime.pixels import to_uint8
 
 log = logging.getLogger(__name__)
 

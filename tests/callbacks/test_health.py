@@ -324,7 +324,8 @@ REWINDING += ["callbacks.health.on_collapse=rewind", "callbacks.health.patience=
 REWINDING += ["checkpoint_every=5", "hydra.run.dir=run"]
 
 
-@pytest.mark.parametrize("starter", ["torchrun", slow("lightning")])  # which starts the other ranks at each fit
+@pytest.mark.slow
+@pytest.mark.parametrize("starter", ["torchrun", "lightning"])  # which starts the other ranks at each fit
 def test_two_devices_rewind_as_one_until_it_is_enough(tmp_path: Path, starter: str) -> None:
     if starter == "torchrun":
         done, _ = run_ranks(2, "train.py", *REWINDING, cwd=tmp_path)

@@ -246,7 +246,7 @@ def training(commands: list[Command], folder: Path) -> Iterator[list[Command]]:
             command.kill()
 
 
-@pytest.mark.parametrize(("devices", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(("devices", "number"), [(1, signal.SIGINT), slow(2, signal.SIGTERM)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, devices: int, number: signal.Signals) -> None:
     folder = tmp_path / "run"
     commands = start_ranks(devices, "train.py", *ENDLESS, f"hydra.run.dir={folder}", cwd=tmp_path)

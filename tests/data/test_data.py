@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from ganforge.data import mnist
-from ganforge.data.base import Batch, StepLoader, TensorData, to_uint8, to_unit_range
+from ganforge.data.base import Batch, StepLoader, TensorData
 from ganforge.data.mnist import MNIST, FashionMNIST
 from ganforge.data.mnist_sources import FILES, MNIST_SHA256, _ArraysOnly, idx_files
 from ganforge.data.points import Grid, Quadratic, Ring
 from ganforge.randomness import Shard, ShardedDraw, Stream, generator
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_uint8, to_unit_range
 
 
 def steps(size: int, batch_size: int, parts: int = 1, rank: int = 0, world: int = 1, start: int = 0) -> StepLoader:

@@ -14,13 +14,14 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from ganforge.data.base import Batch, to_uint8, to_unit_range
+from ganforge.data.base import Batch
 from ganforge.data.counterparts import match_names
 from ganforge.data.pairs import Pairs, flip_and_rotate
 from ganforge.data.ragged import RaggedImages
 from ganforge.degradations import Bicubic, BlurBicubic, Degradation, GaussianNoise, Grayscale
 from ganforge.experiment.build import build
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_uint8, to_unit_range
 
 
 class Recording(LightningModule):

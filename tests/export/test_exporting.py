@@ -17,13 +17,13 @@ from torch import Tensor
 
 import ganforge
 from ganforge.commands.export import export
-from ganforge.data.base import to_uint8
 from ganforge.experiment.build import build
 from ganforge.experiment.load import load_run
 from ganforge.export.formats import FORMATS
 from ganforge.export.interface import Interface, read_interface, split_inputs
 from ganforge.export.model_card import escaped
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_uint8
 
 PHOTOGRAPHS = ["data=pairs", "data.root=somewhere"]
 FACES = ["data=celeba", "data.root=somewhere", "data.condition=attributes"]

@@ -14,12 +14,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ganforge.cli.trainer_options import PRECISIONS
-from ganforge.data.base import Batch, to_unit_range
+from ganforge.data.base import Batch
 from ganforge.experiment.build import build
 from ganforge.models.ema import moving_average
 from ganforge.models.gan import GAN, Game, LossTerms
 from ganforge.regularizers import R1, Scored, score
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_unit_range
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -341,6 +342,7 @@ def test_points_reach_the_parabola(tmp_path: Path) -> None:
     assert (torch.histc(x[x.abs() <= 5], 10, -5, 5) > 0).float().mean() >= 0.8
 
 
+@pytest.mark.slow  # torch.compile takes as long as 30 other tests
 def test_compiled_networks_train_as_the_others(tmp_path: Path) -> None:
     plain = fitted(tmp_path / "plain", *TINY_POINTS, "regularizer=r1").model
     compiled = fitted(tmp_path / "compiled", *TINY_POINTS, "model.compile=true", "regularizer=r1").model
@@ -386,7 +388,7 @@ TRACES = {
 }
 
 
-@pytest.mark.parametrize("name", TRACES)
+@pytest.mark.parametrize("name", [slow(name) if name in ("lapgan", "dcgan_5x5") else name for name in TRACES])
 def test_golden_trace(tmp_path: Path, fake_mnist: Path, pictures: Path, name: str) -> None:
     """20 seeded steps give the losses they gave before. In double precision, so that another processor gives them too.
 

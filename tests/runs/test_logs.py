@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch import nn
 
 from ganforge.cli.arguments import _resuming
-from ganforge.commands.train import train
+from ganforge.commands.train import _record_overrides, _typed_loggers, train
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.models.gan import Game
 from ganforge.runs.folder_contents import check_folder
@@ -141,6 +141,20 @@ def test_resuming_takes_another_logger(wandb_run: Path, tmp_path: Path, given: s
     assert set(config.logger) == names
     assert config.trainer.max_steps == 4
     validate_untrusted(config)
+
+
+def test_options_of_another_logger_apply_to_one_command(
+    wandb_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["logger=wandb", "logger.wandb.offline=true", "+logger.wandb.tags=[a]", "trainer.max_steps=9"]
+    config = composed_anew(wandb_run, tmp_path / "a", *given)
+    assert (config.logger.wandb.offline, config.logger.wandb.tags) == (True, ["a"])
+    (wandb_run / "environment.json").write_text("{}")
+    monkeypatch.setattr(
+        "ganforge.commands.train._overrides", lambda: [f"resume={wandb_run}", f"+{given[0]}", *given[1:]]
+    )
+    assert _record_overrides(wandb_run, 4) == ["trainer.max_steps=9"]
+    assert _typed_loggers() == given[:3], "repeated when the run stops"
 
 
 def test_a_misspelt_logger_is_answered(wandb_run: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ MODELS = {
 MODELS["srgan"].append("model.discriminator.normalization=null")
 
 
-@pytest.mark.parametrize("name", [slow(name) if name == "dcgan" else name for name in MODELS])  # is like srgan
+@pytest.mark.parametrize("name", ["mlp", "lapgan", *map(slow, ("dcgan", "cgan", "srgan"))])
 def test_two_processes_train_as_one(
     tmp_path: Path, fake_mnist: Path, pictures: Path, two_ranks: Ranks, name: str
 ) -> None:
@@ -103,6 +103,7 @@ def slurm(node: int, **others: str) -> dict[str, str]:
     return {f"SLURM_{name}": value for name, value in (job | task).items()}
 
 
+@pytest.mark.slow
 def test_two_nodes_under_slurm_train_as_one_process(tmp_path: Path) -> None:
     options = [*TINY_POINTS, "trainer.precision=64-true", "trainer.log_every_n_steps=1", "trainer.max_steps=4"]
     options += ["evaluate_every=2", "checkpoint_every=2"]

@@ -80,15 +80,18 @@ def test_a_started_job_resumes_from_its_record(tmp_path: Path, monkeypatch: pyte
     OmegaConf.save([*TINY, "loss=hinge"], job / ".hydra" / "overrides.yaml")
     task = [*TINY, "loss=hinge", f"sweep='{tmp_path}'", "trainer.max_steps=9"]
     monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(overrides=SimpleNamespace(task=task)))
-    config = resume_job_config(job)
+    config = resume_job_config(job, OmegaConf.create())
     assert (config.trainer.max_steps, config.sweep) == (9, str(tmp_path))
     assert config.model.generator_optimizer.lr == 0.5, "as it started, though the command does not say so"
     assert config.loss._target_.endswith("Hinge")
+    task.append("logger=none")  # such as in place of a logger that the record may not start
+    assert resume_job_config(job, OmegaConf.create({"logger": {}})).logger == {}
     shutil.rmtree(job / "checkpoints")
     (job / "checkpoints").mkdir()  # killed before its first checkpoint
     assert train(composed(*QUICK, *TINY, f"sweep='{tmp_path}'"), job) == 0
 
 
+@pytest.mark.slow
 def test_a_job_on_two_devices(tmp_path: Path) -> None:
     result = run("train.py", "-m", *TINY, "trainer.devices=2", "name=pair", "seed=range(1,2)", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

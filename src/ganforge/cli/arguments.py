@@ -87,7 +87,8 @@ def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> 
         raise UserError(
             f"{group}= cannot change when resuming. Set single values, such as {group}.<key>=..., or start a new run"
         )
-    _check_spelling(given, conf, "train", record)
+    of_loggers = [argument for argument in given if loggers and key_of(argument).startswith("logger.")]
+    _check_spelling([argument for argument in given if argument not in of_loggers], conf, "train", record)
     if loggers:  # of this command, in place of the record's
         record.logger = {}
         given = [f"+{argument}" if argument in loggers else argument for argument in given]

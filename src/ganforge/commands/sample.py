@@ -11,7 +11,6 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ganforge.commands.translate import translate, writing_to
-from ganforge.data.base import to_uint8
 from ganforge.experiment.load import load_run
 from ganforge.experiment.validate import check_count, check_flag, check_seed
 from ganforge.export.interface import interface_of
@@ -19,6 +18,7 @@ from ganforge.latents import index_latents
 from ganforge.models.gan import GAN
 from ganforge.pictures import picture, save_picture
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_uint8
 from ganforge.runtime.text import printable, safe_file_name
 
 WALK_STEPS = 8

@@ -45,10 +45,9 @@ COMMAND_OPTIONS = ("resume", "sweep", "logger")
 def train(config: DictConfig, folder: Path) -> int:
     """Train the run in a folder, or resume it. Returns the exit status: 0, or 128 + the signal that stopped it."""
     if config.get("sweep") and has_checkpoint(folder):
-        config = resume_job_config(folder)
+        config = resume_job_config(folder, config)
     if config.resume or config.get("sweep"):  # the config may be untrusted
-        typed = ["logger"] if config.resume and "logger" in map(key_of, _overrides()) else []
-        config = validate_untrusted(config, exempt=typed)
+        config = validate_untrusted(config, exempt=["logger"] if _typed_loggers() else [])
         check_fits(config.trainer, _overrides())
         check_caches(OmegaConf.to_container(config), _overrides())
     checkpoint = _starting_checkpoint(config, folder)
@@ -172,11 +171,21 @@ def _overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
+def _typed_loggers() -> list[str]:
+    """The overrides that choose and set the loggers of a command that resumes a run: they apply to it alone."""
+    keys = [key_of(override) for override in _overrides()]
+    if not {"logger", "resume"} <= set(keys):
+        return []
+    found = [override for override in _overrides() if key_of(override).partition(".")[0] == "logger"]
+    return [override.removeprefix("+") if key_of(override) == "logger" else override for override in found]
+
+
 def _record_overrides(folder: Path, step: int) -> list[str]:
     """Record the overrides that are new to this run, with the step that it resumes after, and return them."""
     known = {key_of(override): override for override in read_overrides(folder)} | latest_resumed(folder)
     overrides = {key_of(each): each for each in _overrides()}  # of an option that is given twice, the last value
-    new = [each for key, each in overrides.items() if known.get(key) != each and key not in COMMAND_OPTIONS]
+    command_only = {*COMMAND_OPTIONS, *map(key_of, _typed_loggers())}
+    new = [each for key, each in overrides.items() if known.get(key) != each and key not in command_only]
     if new:
         add_resumed(folder, step, new)
     return new
@@ -208,7 +217,9 @@ def _report(config: DictConfig, folder: Path, experiment: Experiment) -> int:
     for profile in folder.glob("fit-profile*.txt"):
         log.info("The whole profile is in %s\n" + _first_lines(profile).replace("%", "%%"), profile)
     if signal:
-        log.info(stop_message(folder, step, is_job(), trust_prefix(config)))
+        loggers = _typed_loggers()
+        trust = trust_prefix(config, exempt=["logger"] if loggers else [])
+        log.info(stop_message(folder, step, is_job(), trust, loggers))
         return 128 + signal
     outcome = f"Finished {step} steps."
     if health is not None and health.verdict == "stop":

@@ -1,17 +1,20 @@
 """What train.py says at the end, with the commands to type next."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def stop_message(folder: Path, step: int, is_job: bool = False, trust: str = "") -> str:
-    """The message after a signal. `trust` is the prefix of commands that read the run, see `trust_prefix`.
+def stop_message(folder: Path, step: int, is_job: bool = False, trust: str = "", options: Sequence[str] = ()) -> str:
+    """The message after a signal. `trust` is the prefix of commands that read the run, see `trust_prefix`; `options`
+    apply to a single command, so they are repeated.
 
     A job's message names no command: the sweep ends with one for all of its jobs.
     """
     if is_job:
         return f"Stopped after step {step}."
-    return f"Stopped after step {step}. Resume with:\n  {trust}python train.py resume={_shell_quoted(folder)}"
+    command = " ".join([f"{trust}python train.py resume={_shell_quoted(folder)}", *map(shlex.quote, options)])
+    return f"Stopped after step {step}. Resume with:\n  {command}"
 
 
 def finish_message(

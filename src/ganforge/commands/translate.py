@@ -12,13 +12,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from ganforge.data.base import to_uint8, to_unit_range
 from ganforge.data.images import open_image, to_8bit
 from ganforge.data.sources import open_source
 from ganforge.models.gan import GAN
 from ganforge.pictures import save_picture
 from ganforge.runtime.downloads import first_line
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_uint8, to_unit_range
 from ganforge.runtime.text import printable
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from ganforge.data.conditions import class_labels
 from ganforge.randomness import Shard, ShardedDraw, Stream, generator, rank_chunks
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_unit_range
 
 log = logging.getLogger(__name__)
 
@@ -262,13 +263,3 @@ class TensorData(LightningDataModule):
             real = torch.where(mirrored.to(real.device).view(-1, 1, 1, 1), real.flip(-1), real)
         dtype = self.trainer.lightning_module.dtype  # double under trainer.precision=64-true
         return batch._replace(real=to_unit_range(real).to(dtype=dtype))  # type: ignore[arg-type]
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [-1, 1]."""
-    return images.float().div_(127.5).sub_(1)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to uint8, rounded and clamped."""
-    return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

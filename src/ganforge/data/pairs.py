@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ganforge.data.base import Batch, TensorData, to_unit_range
+from ganforge.data.base import Batch, TensorData
 from ganforge.data.counterparts import match_images, scale_between
 from ganforge.data.images import check_on_error
 from ganforge.data.ragged import RaggedImages, load_images
 from ganforge.degradations import Degradation, Noise
 from ganforge.randomness import Stream, generator, rank_indices
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_unit_range
 
 
 class WholeImages(Dataset):
@@ -181,8 +182,9 @@ class Pairs(TensorData):
 
     def examples(self, count: int) -> Batch:
         """At most `count` central crops for sample grids, of validation images if they are large enough."""
-        if self.overfit_batches:  # the very pairs that are learnt by heart
-            crops = self.train_dataloader().batch(0)
+        if self.overfit_batches:  # the pairs of the current step
+            assert self.trainer is not None
+            crops = self.train_dataloader().batch(self.trainer.global_step)
             return Batch(*(part[:count].float() for part in self.on_after_batch_transfer(crops, 0)))
         sets: list[Any] = [images.high for images in self.whole_images("valid")] if self.low is None else []
         images: Any = next((images for images in sets if images.sizes.min() >= self.image_size), self.real)

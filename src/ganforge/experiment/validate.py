@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ganforge.cli.trainer_options import check_trainer
 from ganforge.runs.record import read_record
+from ganforge.runtime.devices import requested_devices
 from ganforge.runtime.errors import UserError
 
 MAX_SAMPLES = 10_000_000
@@ -136,8 +137,8 @@ def check_values(config: DictConfig) -> None:
             f"trainer.accelerator={trainer.accelerator}: torch finds no GPU here. Use trainer=cpu, or trainer=default "
             "for whatever device there is"
         )
-    if trainer.devices in (0, "0"):
-        raise UserError("trainer.devices=0: must be at least 1")
+    if (count := requested_devices(trainer.devices)) is not None and count < 1:
+        raise UserError(f"trainer.devices={trainer.devices}: must be at least 1, or -1 for all")
     check_count("trainer.num_nodes", trainer.num_nodes)
     check_trainer(trainer)
     check_count("trainer.log_every_n_steps", trainer.log_every_n_steps)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics import Metric
 
-from ganforge.data.base import Batch, TensorData, to_uint8
+from ganforge.data.base import Batch, TensorData
 from ganforge.data.pairs import Pairs
 from ganforge.metrics.extractors import Extractor
 from ganforge.metrics.features import FeatureMetric
@@ -25,6 +25,7 @@ from ganforge.models.ema import standing_statistics
 from ganforge.randomness import CHUNK, chunk_rows
 from ganforge.runs.folder import versions
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_uint8
 from ganforge.runtime.trainers import total_steps
 
 log = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from ganforge.data.base import to_unit_range
 from ganforge.metrics.extractors import as_rgb
 from ganforge.runtime.devices import rank
 from ganforge.runtime.downloads import weights_file
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.pixels import to_unit_range
 
 log = logging.getLogger(__name__)
 

@@ -87,10 +87,14 @@ def fits(argument: str) -> bool:
     if key not in PROCESS_COUNTS:
         return True
     values = override_values(override)  # none for a range, which is refused
-    return bool(values) and all(
-        (not isinstance(value, str) or DEVICES.fullmatch(value))
-        and (requested_devices(value) or 0) <= max_processes(key)
-        for value in values
+    return (
+        bool(values)
+        and not override.is_delete()
+        and all(
+            (DEVICES.fullmatch(value) if isinstance(value, str) else isinstance(value, int | list))
+            and (requested_devices(value) or 0) <= max_processes(key)
+            for value in values
+        )
     )
 
 

@@ -1,5 +1,6 @@
 """`logger=wandb`: Weights & Biases, with runs that resume."""
 
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ganforge.runtime.devices import rank
 from ganforge.runtime.errors import UserError
-from ganforge.runtime.files import write_atomic
+from ganforge.runtime.files import read_text, write_atomic
 
 
 class WandB(WandbLogger):
@@ -30,7 +31,9 @@ class WandB(WandbLogger):
         self.folder = Path(save_dir).absolute()
         self.id_file = self.folder / "wandb_id"  # outside wandb/, which may hold links
         self._is_started = False
-        run_id = self.id_file.read_text().strip() if self.id_file.is_file() else secrets.token_hex(4)
+        run_id = read_text(self.id_file).strip() if self.id_file.exists() else secrets.token_hex(4)
+        if not re.fullmatch(r"[0-9a-z]{8}", run_id):
+            raise UserError(f"{self.id_file} does not hold the id of a W&B run: remove it to start a new one")
         try:
             super().__init__(
                 name=name or "/".join(self.folder.parts[-2:]),

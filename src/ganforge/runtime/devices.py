@@ -31,7 +31,7 @@ def requested_devices(devices: Any) -> int | None:
         return len(devices)
     try:
         count = None if devices == "auto" else int(devices)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return len([device for device in str(devices).split(",") if device.strip()])
     return None if count == -1 else count
 

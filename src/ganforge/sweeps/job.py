@@ -39,9 +39,10 @@ def is_job() -> bool:
 
 def job_arguments(hydra: DictConfig, folder: Path) -> list[str]:
     """The arguments of the command that runs a job, given Hydra's config of the job."""
-    config_dirs = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    options = {"main": "--config-path", "command-line": "--config-dir"}
+    sources = [source for source in hydra.runtime.config_sources if source.provider in options]
     return [
-        *(f"--config-dir={path}" for path in config_dirs),
+        *(f"{options[source.provider]}={source.path}" for source in sources),
         f"--config-name={hydra.job.config_name}",
         *hydra.overrides.task,
         *(override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")),

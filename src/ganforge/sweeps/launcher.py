@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
@@ -25,6 +26,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from ganforge.runtime.devices import cpu_count
 from ganforge.sweeps.job import ERROR, LAUNCHED_BY, JobFailed, SweepStopped, job_arguments, objective_of
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ class LocalLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         script = Path(sys.argv[0]).resolve()
         for module in (f"ganforge.commands.{script.stem}", *USED_BY_JOBS):
-            import_module(module)
+            with suppress(ModuleNotFoundError):  # a script of the user's own
+                import_module(module)
         results = self._run(list(enumerate(job_overrides, initial_job_idx)), script)
         return [results[number] for number in sorted(results)]
 
@@ -62,21 +65,23 @@ class LocalLauncher(Launcher):
         results: dict[int, JobReturn] = {}
         running: list[JobProcess] = []
         stopped_by = None
-        with _stop_signals() as signals:
+        with _stop_signals() as signals, _terminated_on_error(running):
             while running or waiting:
                 while waiting and len(running) < self.n_jobs:
-                    running.append(JobProcess(self._compose(*waiting.pop(0)), script))
-                    running[-1].start()
+                    job = JobProcess(self._compose(*waiting.pop(0)), script, self.n_jobs)
+                    job.start()
+                    running.append(job)
                 ready = wait([signals, *(job.sentinel for job in running)])
-                if signals in ready:
-                    stopped_by, waiting = os.read(signals, 1)[0], []
+                if number := _read(signals):
+                    stopped_by, waiting = number, []
                     for job in running:
-                        job.send_signal(stopped_by)
+                        job.send_signal(number)
                 for job in [job for job in running if job.sentinel in ready]:
                     running.remove(job)
                     job.finish()
                     if not stopped_by:
                         results[job.config.hydra.job.num] = job.result()
+            stopped_by = stopped_by or _read(signals)
         if stopped_by:
             raise SweepStopped(stopped_by)
         return results
@@ -92,9 +97,9 @@ class LocalLauncher(Launcher):
 class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
     """Runs a job's command in a session of its own, whose processes end with it."""
 
-    def __init__(self, config: DictConfig, script: Path):
+    def __init__(self, config: DictConfig, script: Path, n_jobs: int):
         super().__init__()
-        self.config, self.script, self.launched_by = config, script, os.getpid()
+        self.config, self.script, self.n_jobs, self.launched_by = config, script, n_jobs, os.getpid()
         self.folder = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute()
         self.arguments = job_arguments(config.hydra, self.folder)
         (self.folder / ERROR).unlink(missing_ok=True)
@@ -103,8 +108,10 @@ class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
         """A signal that arrives meanwhile waits until the job no longer shares the launcher's handlers."""
         log.info("Job %s", self.folder.name)
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        super().start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def run(self) -> None:
         os.setsid()
@@ -115,6 +122,10 @@ class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         GlobalHydra.instance().clear()
         np.random.seed()  # else all jobs would share the launcher's state
+        if self.n_jobs > 1 and "OMP_NUM_THREADS" not in os.environ:  # the jobs share the cores
+            threads = max(1, (cpu_count() or 1) // self.n_jobs)
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # for further ranks
+            torch.set_num_threads(threads)
         sys.argv = [str(self.script), *self.arguments]
         runpy.run_path(str(self.script), run_name="__main__")
 
@@ -138,17 +149,38 @@ class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
 
 
 @contextmanager
+def _terminated_on_error(running: list[JobProcess]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for job in running:
+            job.send_signal(signal.SIGTERM)
+        for job in running:
+            job.finish()
+        raise
+
+
+@contextmanager
 def _stop_signals() -> Iterator[int]:
-    """A file descriptor from which the numbers of signals can be read that would end this process."""
+    """A file descriptor from which `_read` returns the numbers of signals that would end this process."""
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+    for descriptor in (reader, writer):
+        os.set_blocking(descriptor, False)
     wakeup = signal.set_wakeup_fd(writer)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     try:
         yield reader
     finally:
-        signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
         os.close(reader)
         os.close(writer)
+
+
+def _read(signals: int) -> int | None:
+    """The number of a signal that has arrived, if any."""
+    try:
+        return os.read(signals, 1)[0]
+    except BlockingIOError:
+        return None

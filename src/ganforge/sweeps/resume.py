@@ -41,7 +41,7 @@ def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
         if given[key] not in recorded:
             raise UserError(f"{given[key]}: the sweep already has other values. Start a new sweep")
     for key in given:
-        if (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
+        if key != "logger" and (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
             raise UserError(
                 f"{given[key]}: sweep={folder} cannot change a group. Set single values, such as {key}.<key>=..."
             )
@@ -49,11 +49,17 @@ def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
     return ["-m", *merged.values()]
 
 
-def resume_job_config(folder: Path) -> DictConfig:
-    """The config of a job that has started: its record, with the values that were given since on top."""
+def resume_job_config(folder: Path, composed: DictConfig) -> DictConfig:
+    """The config of a job that has started: its record, with the values that were given since on top.
+
+    Its loggers are those of the `composed` config if `logger=` was given since.
+    """
     before = read_overrides(folder)
     given = [each for each in HydraConfig.get().overrides.task if each not in before]
     config = read_record(folder, given)
+    if any(key_of(each) == "logger" for each in given):
+        config.logger = composed.logger
+        given = [each for each in given if key_of(each).partition(".")[0] != "logger"]
     for override in map(parse_override, given):
         if override.is_delete():
             raise UserError(f"{override.input_line}: a started job cannot drop config keys. Leave it out")

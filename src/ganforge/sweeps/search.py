@@ -125,9 +125,11 @@ def _distribution(override: Override) -> "BaseDistribution":
         return kind(*bounds, **options)
 
     value = override.value()
+    if getattr(value, "shuffle", False):
+        raise CompactHydraException(f"{override.get_key_element()}: shuffle() has no effect in a search, leave it out")
     if isinstance(value, IntervalSweep):
         return numeric(value.start, value.end, log="log" in value.tags)
-    if isinstance(value, RangeSweep) and not value.shuffle:
+    if isinstance(value, RangeSweep):
         numbers = list(value.range())
         return numeric(min(numbers), max(numbers), step=abs(value.step))
     return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
