@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, ROOT, TINY_MLP
+from conftest import QUICK, ROOT, TINY_MLP, tiny
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
@@ -116,4 +116,4 @@ def test_add_a_dataset(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (conf / "data" / "arrays.yaml").write_text(yaml)
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (64, 1, 28, 28), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
-    trained(conf, "model=gan", *TINY_MLP, "data=arrays")
+    trained(conf, *tiny("dcgan"), "data=arrays")

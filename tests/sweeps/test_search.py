@@ -71,6 +71,19 @@ def test_sweeps_become_distributions() -> None:
         assert _distribution(OverridesParser.create().parse_override(f"x={value}")) == expected
 
 
+def test_bounds_that_make_no_sense_are_named() -> None:
+    for value in ("interval(0.1,0.01)", "tag(log,interval(0,1))"):
+        override = OverridesParser.create().parse_override(f"a.lr={value}")
+        with pytest.raises(CompactHydraException, match=r"^a\.lr="):
+            _distribution(override)
+
+
+def test_jobs_keep_the_order_of_the_command(tmp_path: Path) -> None:
+    """The last of two values of one option holds."""
+    launcher = search(tmp_path, "a=1", "b=choice(2)", "a=choice(3)", "c=4", n_trials=1)
+    assert launcher.jobs == [(0, ["a=1", "b=2", "a=3", "c=4"])]
+
+
 def test_a_failed_trial_does_not_end_a_search(tmp_path: Path) -> None:
     values = iter([None, 3.0, float("nan"), 2.0])
     launcher = search(tmp_path, "seed=range(9)", "loss=hinge", objective=lambda _: next(values), n_trials=4, n_jobs=2)

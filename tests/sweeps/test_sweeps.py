@@ -259,6 +259,13 @@ def test_records_that_steer_hydra_are_refused(tmp_path: Path, task: str, hydra: 
         with_record([f"sweep={tmp_path}"], tmp_path, ROOT / "conf")
 
 
+@pytest.mark.parametrize("option", ["hydra/sweeper/sampler=cmaes", "hydra/launcher=submitit_local"])
+def test_options_of_hydra_are_given_again(tmp_path: Path, option: str) -> None:
+    OmegaConf.save({"task": ["seed=0,1"], "hydra": [option]}, tmp_path / "sweep.yaml")
+    given = [f"sweep={tmp_path}", option]
+    assert with_record(given, tmp_path, ROOT / "conf") == ["-m", "seed=0,1", *given]
+
+
 def test_a_broken_record_of_a_sweep_is_named(tmp_path: Path) -> None:
     for content in ("a: [b", "[1, 2]", ""):
         (tmp_path / "sweep.yaml").write_text(content)

@@ -24,7 +24,7 @@ class Trace(Callback):
     at every step that is not recorded.
     """
 
-    def __init__(self, skip: int = 12, steps: int = 5):
+    def __init__(self, skip: int = 7, steps: int = 5):
         if skip < 1 or not 1 <= steps <= MAX_STEPS:
             raise ValueError(f"skip={skip}, steps={steps}: must be at least 1, and steps at most {MAX_STEPS}")
         self.skip = skip

@@ -13,7 +13,7 @@ STRATEGIES = ("auto", DDP)
 OTHER_WORDS = {
     "fast_dev_run": "use debug=fast (20 steps, with a checkpoint, samples and an evaluation)",
     "limit_train_batches": "set trainer.max_steps= instead",
-    "overfit_batches": "use debug=overfit (one batch), or +data.overfit_batches=<n>",
+    "overfit_batches": "use debug=overfit (one batch; data.overfit_batches=<n> with it takes n)",
     "limit_val_batches": "set data.num_samples=, or evaluate_every=null to skip evaluation",
     "limit_test_batches": "use evaluate.py with num_samples=",
     "limit_predict_batches": "use sample.py with num_samples=",

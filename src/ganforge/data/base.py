@@ -121,7 +121,8 @@ class TensorData(LightningDataModule):
     A subclass implements `load`. Models are built from `shape` and `num_classes`, which `setup` checks against the
     data. `batch_size` is the batch of the experiment, divided among the devices. `num_samples` is the number of
     samples that a validation generates. `flip` mirrors training images at random, with probability 0.5.
-    `overfit_batches` trains repeatedly on that many batches, with the same flips; null: on all of the data.
+    `overfit_batches` trains repeatedly on that many batches, with the same flips; null: on all of the data. Models for
+    images read `image_size` and `channels` from the config: they repeat what `shape` says.
     """
 
     license_note: ClassVar[str] = (
@@ -140,8 +141,12 @@ class TensorData(LightningDataModule):
         flip: bool = False,
         seed: int = 0,
         overfit_batches: int | None = None,
+        image_size: int | None = None,
+        channels: int | None = None,
     ):
         super().__init__()
+        if image_size is not None and tuple(shape) != (channels, image_size, image_size):
+            raise ValueError(f"shape={list(shape)}: must be [channels, image_size, image_size]")
         if overfit_batches is not None and overfit_batches < 1:
             raise ValueError(f"overfit_batches={overfit_batches}: must be at least 1, or null")
         if batch_size < 1:

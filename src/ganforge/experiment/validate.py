@@ -182,7 +182,7 @@ def check_schedule(config: DictConfig, folder: Path) -> None:
     if any(was != now and (was, now) == max_steps for was, now in changes.values()):
         raise UserError(
             f"trainer.max_steps={max_steps[1]}: this run's schedule spans {max_steps[0]} steps and cannot be "
-            "stretched. Start a new run, or resume without trainer.max_steps"
+            "stretched. Start a new run (with schedule=none it can be extended), or resume without trainer.max_steps"
         )
     if config.schedule:
         for option in ("generator_optimizer", "discriminator_optimizer"):

@@ -41,7 +41,8 @@ def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
         if given[key] not in recorded:
             raise UserError(f"{given[key]}: the sweep already has other values. Start a new sweep")
     for key in given:
-        if key != "logger" and (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
+        is_fixed = key != "logger" and not key.startswith("hydra")  # Hydra's have to be given again
+        if is_fixed and (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
             raise UserError(
                 f"{given[key]}: sweep={folder} cannot change a group. Set single values, such as {key}.<key>=..."
             )

@@ -50,7 +50,6 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         overrides = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(arguments)
         space = {each.get_key_element(): _distribution(each) for each in overrides if each.is_sweep_override()}
-        fixed = [each.input_line or "" for each in overrides if not each.is_sweep_override()]
         if not space:
             raise CompactHydraException(
                 "hydra/sweeper=optuna has nothing to search: give an option several values, such as "
@@ -64,7 +63,7 @@ class OptunaSweeper(Sweeper):
         while remaining > 0:
             trials = [study.ask(space) for _ in range(min(self.n_jobs, remaining))]
             remaining -= len(trials)
-            jobs = [[*(f"{name}={value}" for name, value in trial.params.items()), *fixed] for trial in trials]
+            jobs = [[_value_of(each, trial.params) for each in overrides] for trial in trials]
             results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
             for trial, result in zip(trials, results, strict=True):
                 _tell(study, trial, result)
@@ -115,6 +114,13 @@ class OptunaSweeper(Sweeper):
         return done
 
 
+def _value_of(override: Override, params: dict[str, Any]) -> str:
+    """The override of a trial's job."""
+    if override.is_sweep_override():
+        return f"{override.get_key_element()}={params[override.get_key_element()]}"
+    return override.input_line or ""
+
+
 def _distribution(override: Override) -> "BaseDistribution":
     """Which values of an override are searched."""
     from optuna import distributions
@@ -122,7 +128,10 @@ def _distribution(override: Override) -> "BaseDistribution":
     def numeric(*bounds: Any, **options: Any) -> "BaseDistribution":
         is_whole = all(isinstance(bound, int) for bound in bounds)
         kind: Any = distributions.IntDistribution if is_whole else distributions.FloatDistribution
-        return kind(*bounds, **options)
+        try:
+            return kind(*bounds, **options)
+        except ValueError as error:  # such as a logarithm of 0, or bounds in the wrong order
+            raise CompactHydraException(f"{override.input_line}: {error}") from error
 
     value = override.value()
     if getattr(value, "shuffle", False):
