@@ -36,7 +36,11 @@ for cell in nbformat.read(path, as_version=4).cells:
 """
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path not in TYPING], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path if path == NOTEBOOKS[0] else slow(path) for path in NOTEBOOKS if path not in TYPING],
+    ids=lambda path: path.stem,
+)
 @pytest.mark.usefixtures("_few_steps")
 def test_cells_run(path: Path, tmp_path: Path) -> None:
     (tmp_path / "cells.py").write_text(CELLS)

@@ -113,7 +113,7 @@ def test_every_entry_point_refuses_them(folder: Path, script: str) -> None:
 def test_what_a_record_means_is_what_it_means_in_evaluate_py(folder: Path) -> None:
     spoil(folder, "planted", [8])  # which is not taken over
     spoil(folder, "model.generator.hidden", PAYLOADS["of the surroundings"])
-    refused("evaluate.py", folder, "This run's config holds ${oc.create:")
+    refused("evaluate.py", folder, "This run holds ${oc.create:")
 
 
 class Touch:

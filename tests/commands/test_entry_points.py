@@ -150,6 +150,7 @@ def test_mistakes_are_explained(tmp_path: Path, mistake: str) -> None:
     assert re.search(MISTAKES[mistake], explanation(error.value) or "")
 
 
+@pytest.mark.slow
 def test_folders_with_odd_names(tmp_path: Path) -> None:
     folder = tmp_path / "a b=c,d [x] $y é"
     assert run("train.py", *TINY, "hydra.run.dir='" + str(folder) + "'", cwd=tmp_path).returncode == 0

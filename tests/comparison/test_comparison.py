@@ -365,6 +365,7 @@ def parts_of(dom: str) -> list[str]:
     return re.findall(r"<tbody>.*?</tbody>", dom, re.DOTALL)
 
 
+@pytest.mark.slow  # starts a browser
 def test_the_page_sorts_and_shows_every_step(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shutil.copytree(sweep, tmp_path / "s")
     _, page = compared(capsys, tmp_path / "s")

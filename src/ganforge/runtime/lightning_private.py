@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.utilities import rank_zero
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:  # takes seconds to import, and the entry points need the rank at once
@@ -15,6 +14,8 @@ def environment_rank() -> int | None:
 
     Lightning exposes ranks on a trainer only; downloads, caches and run folders need them before there is one.
     """
+    from lightning.fabric.utilities import rank_zero  # imports all of Lightning
+
     return rank_zero._get_rank()
 
 
