@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ganforge.cli.spelling import check_spelling, options_of
 from ganforge.runs.record import evaluation_sections, read_record
 from ganforge.runtime.errors import UserError
-from ganforge.runtime.overrides import key_of, literal, parts, quoted, unquoted
+from ganforge.runtime.overrides import is_group, key_of, literal, parts, quoted, unquoted
 from ganforge.sweeps import job, sweep
 from ganforge.sweeps.resume import with_record
 
@@ -83,7 +83,7 @@ def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> 
     for key in fixed & set(map(key_of, given)):
         raise UserError(f"{key}= cannot be set when resuming: leave it out")
     loggers = [argument for argument in given if argument.startswith("logger=")]
-    for group in (key_of(each) for each in given if each not in loggers and _is_group(each, conf)):
+    for group in (key_of(each) for each in given if each not in loggers and is_group(each, conf)):
         raise UserError(
             f"{group}= cannot change when resuming. Set single values, such as {group}.<key>=..., or start a new run"
         )
@@ -103,10 +103,6 @@ def _resuming(arguments: list[str], folder: Path, conf: Path, scratch: Path) -> 
         f"hydra.run.dir={quoted(folder)}",
         "hydra.output_subdir=null",
     ]
-
-
-def _is_group(argument: str, conf: Path) -> bool:
-    return (conf / key_of(argument).partition("@")[0]).is_dir()
 
 
 def _folder(arguments: list[str], option: str) -> Path | None:

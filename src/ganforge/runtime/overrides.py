@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +25,11 @@ def parts(argument: str) -> tuple[str, str]:
 
 def key_of(argument: str) -> str:
     return parts(argument)[0]
+
+
+def is_group(argument: str, conf: Path) -> bool:
+    """Whether an override chooses an option of a config group, such as `loss=hinge` or `optimizer@model.x=sgd`."""
+    return (conf / key_of(argument).partition("@")[0]).is_dir()
 
 
 def literal(argument: str, is_sweep: bool = False) -> str:

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
+from ganforge.metrics import scores
 from ganforge.runs.schemas import METRICS, read_table
 from ganforge.runtime.files import write_atomic
 from ganforge.runtime.overrides import quoted
@@ -90,7 +91,7 @@ def objective(folder: Path) -> float | None:
     for score in read_table(folder / "metrics.json", METRICS).values():
         if score.get("monitored"):
             value = score["best"]["value"]
-            return abs(value - score["ideal"]) if value is not None and "ideal" in score else value
+            return None if value is None else scores.objective(value, scores.better_of(score))
     return None
 
 

@@ -14,7 +14,7 @@ from ganforge.runs.folder_contents import check_folder, read_yaml
 from ganforge.runs.plain_overrides import fits, is_plain
 from ganforge.runs.record import read_overrides, read_record
 from ganforge.runtime.errors import UserError
-from ganforge.runtime.overrides import key_of, override_values, parse_override
+from ganforge.runtime.overrides import is_group, key_of, override_values, parse_override
 from ganforge.runtime.text import printable
 from ganforge.sweeps.sweep import RECORD, is_search, swept_keys
 
@@ -42,7 +42,7 @@ def with_record(arguments: list[str], folder: Path, conf: Path) -> list[str]:
             raise UserError(f"{given[key]}: the sweep already has other values. Start a new sweep")
     for key in given:
         is_fixed = key != "logger" and not key.startswith("hydra")  # Hydra's have to be given again
-        if is_fixed and (conf / key.partition("@")[0]).is_dir() and given[key] not in recorded:
+        if is_fixed and is_group(given[key], conf) and given[key] not in recorded:
             raise UserError(
                 f"{given[key]}: sweep={folder} cannot change a group. Set single values, such as {key}.<key>=..."
             )
