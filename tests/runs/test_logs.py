@@ -155,6 +155,8 @@ def test_options_of_another_logger_apply_to_one_command(
     )
     assert _record_overrides(wandb_run, 4) == ["trainer.max_steps=9"]
     assert _typed_loggers() == given[:3], "repeated when the run stops"
+    monkeypatch.setattr("ganforge.commands.train._overrides", lambda: ["sweep=x", *given[:3], "seed=3"])
+    assert _record_overrides(wandb_run, 4) == ["seed=3"], "in a job of a sweep as well"
 
 
 def test_a_misspelt_logger_is_answered(wandb_run: Path, tmp_path: Path) -> None:

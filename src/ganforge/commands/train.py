@@ -38,7 +38,7 @@ from ganforge.sweeps.resume import resume_job_config
 
 log = logging.getLogger(__name__)
 
-COMMAND_OPTIONS = ("resume", "sweep", "logger")
+COMMAND_OPTIONS = ("resume", "sweep")
 """Options of a command that resumes a run. They are not settings of the run."""
 
 
@@ -184,11 +184,12 @@ def _record_overrides(folder: Path, step: int) -> list[str]:
     """Record the overrides that are new to this run, with the step that it resumes after, and return them."""
     known = {key_of(override): override for override in read_overrides(folder)} | latest_resumed(folder)
     overrides = {key_of(each): each for each in _overrides()}  # of an option that is given twice, the last value
-    command_only = {*COMMAND_OPTIONS, *map(key_of, _typed_loggers())}
-    new = [each for key, each in overrides.items() if known.get(key) != each and key not in command_only]
+    new = {key: each for key, each in overrides.items() if known.get(key) != each and key not in COMMAND_OPTIONS}
+    if "logger" in new:  # other loggers, and their options, apply to one command
+        new = {key: each for key, each in new.items() if key.partition(".")[0] != "logger"}
     if new:
-        add_resumed(folder, step, new)
-    return new
+        add_resumed(folder, step, list(new.values()))
+    return list(new.values())
 
 
 # Training and after ----------------------------------------------------------------------------------------------
