@@ -27,7 +27,7 @@ HIDDEN = ["model.generator.hidden=8", "model.discriminator.hidden=8"]
 PAIRS = ["data=pairs", "data.image_size=28"]
 SRGAN = ["model=srgan", *WIDTHS, "model.generator.blocks=1", "content=pixels", *PAIRS]
 BETAS = [f"model.{player}_optimizer.betas=[0.0,0.9]" for player in ("generator", "discriminator")]
-NO_NORM = "model.discriminator.normalization=null"
+NO_NORM = "model.discriminator.normalization=none"
 
 MODELS: dict[str, list[str]] = {
     "gan": ["model=gan", *MLP],

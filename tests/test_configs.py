@@ -86,7 +86,7 @@ def test_choices_that_fit_anywhere_compose_and_instantiate(tmp_path: Path, chose
     names = {"optimizer": "optimizer@model.discriminator_optimizer"}
     overrides = [f"{names.get(group, group)}={option}" for group, option in zip(ANYWHERE, chosen, strict=True)]
     if "gradient_penalty" in chosen:
-        overrides.append("model.discriminator.normalization=null")
+        overrides.append("model.discriminator.normalization=layer")
     config = composed(*overrides, "trainer.accelerator=cpu")  # there may be no other here
     check(config, tmp_path)
     assert not config.schedule or callable(instantiate(config.schedule))

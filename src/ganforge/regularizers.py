@@ -73,7 +73,7 @@ def check_layers(regularizers: Mapping[str, Regularizer], discriminator: nn.Modu
             if isinstance(module, regularizer.refuses):
                 raise ValueError(
                     f"regularizer={name} does not work with a discriminator that has {type(module).__name__}: "
-                    "set model.discriminator.normalization=null"
+                    "set model.discriminator.normalization=layer or none"
                 )
 
 

@@ -351,7 +351,7 @@ def test_compiled_networks_train_as_the_others(tmp_path: Path) -> None:
 
 
 def test_gradient_penalty_refuses_batch_norm() -> None:
-    with pytest.raises(Exception, match=r"model\.discriminator\.normalization=null"):
+    with pytest.raises(Exception, match=r"model\.discriminator\.normalization=layer or none"):
         build(composed("model=dcgan", "regularizer=gradient_penalty"), Path("unused"))
     build(composed("model=dcgan", "regularizer=r1"), Path("unused"))
 

@@ -21,14 +21,14 @@ MODELS = {
     "dcgan": [
         "model=dcgan",
         *TINY_DCGAN,
-        "model.generator.normalization._target_=torch.nn.InstanceNorm2d",
-        "model.discriminator.normalization._target_=torch.nn.InstanceNorm2d",
+        "model.generator.normalization=instance",
+        "model.discriminator.normalization=instance",
     ],
     "cgan": tiny("cgan"),
     "lapgan": tiny("lapgan_conditional", "model.discriminator.dropout=0"),
-    "srgan": tiny("srgan", "data=pairs", "data.image_size=28", "model.generator.normalization=null"),
+    "srgan": tiny("srgan", "data=pairs", "data.image_size=28", "model.generator.normalization=none"),
 }
-MODELS["srgan"].append("model.discriminator.normalization=null")
+MODELS["srgan"].append("model.discriminator.normalization=none")
 
 
 @pytest.mark.parametrize("name", ["mlp", "lapgan", *map(slow, ("dcgan", "cgan", "srgan"))])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from ganforge.networks import dcgan
+from ganforge.networks.layers import FOR_VECTORS, Layer, Normalization, apply_spectral_norm, normalization_layer
 
 
 class Embedding(nn.Module):
@@ -19,9 +20,8 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(std * torch.randn(size, features))
 
     def forward(self, condition: Tensor) -> Tensor:
-        if condition.ndim == 1:
-            return embedding(condition, self.weight)
-        return condition.to(self.weight.dtype) @ self.weight
+        weight = self.weight  # once: a parametrization computes it each time
+        return embedding(condition, weight) if condition.ndim == 1 else condition.to(weight.dtype) @ weight
 
 
 class Generator(nn.Module):
@@ -66,8 +66,18 @@ class Maxout(nn.Module):
         return features.unflatten(1, (-1, self.pieces)).amax(2)
 
 
+def _maxout(inputs: int, units: int, pieces: int, normalization: Layer | None) -> list[nn.Module]:
+    """`units` maxout units, whose pieces are normalized if there is a normalization."""
+    norms = [] if normalization is None else [normalization(units * pieces)]
+    return [nn.Linear(inputs, units * pieces), *norms, Maxout(pieces)]
+
+
 class Discriminator(nn.Module):
-    """From samples (N, *shape) and their conditions to logits (N,): the paper's maxout network."""
+    """From samples (N, *shape) and their conditions to logits (N,): the paper's maxout network.
+
+    `normalization` (none, batch, layer, or what makes a layer) follows the linear layers, which the paper does not
+    normalize. `spectral` normalizes all weights spectrally (Miyato et al., 2018).
+    """
 
     def __init__(
         self,
@@ -77,19 +87,21 @@ class Discriminator(nn.Module):
         condition_hidden: int = 50,
         hidden: int = 240,
         dropout: float = 0.5,
+        normalization: Normalization = None,
+        spectral: bool = False,
     ):
         super().__init__()
-        self.sample = nn.Sequential(
-            nn.Flatten(), nn.Linear(prod(shape), 5 * sample_hidden), Maxout(5), nn.Dropout(dropout)
-        )
+        norm = normalization_layer(normalization, FOR_VECTORS)
+        self.sample = nn.Sequential(nn.Flatten(), *_maxout(prod(shape), sample_hidden, 5, norm), nn.Dropout(dropout))
         self.condition = nn.Sequential(Embedding(condition_size, 5 * condition_hidden), Maxout(5), nn.Dropout(dropout))
         self.joint = nn.Sequential(
-            nn.Linear(sample_hidden + condition_hidden, 4 * hidden),
-            Maxout(4),
+            *_maxout(sample_hidden + condition_hidden, hidden, 4, norm),
             nn.Dropout(dropout),
             nn.Linear(hidden, 1),
             nn.Flatten(0),
         )
+        if spectral:
+            apply_spectral_norm(self)
 
     def forward(self, sample: Tensor, condition: Tensor) -> Tensor:
         return self.joint(torch.cat([self.sample(sample), self.condition(condition)], dim=1))
@@ -110,11 +122,13 @@ class ConvGenerator(dcgan.Generator):
 class ConvDiscriminator(dcgan.Discriminator):
     """DCGAN's discriminator with an embedding of the condition as an additional image channel."""
 
-    def __init__(self, image_size: int, channels: int, condition_size: int, **options: Any):
+    def __init__(self, image_size: int, channels: int, condition_size: int, spectral: bool = False, **options: Any):
         super().__init__(image_size, channels + 1, **options)
         self.plane = nn.Sequential(
             Embedding(condition_size, image_size**2), nn.Unflatten(1, (1, image_size, image_size))
         )
+        if spectral:
+            apply_spectral_norm(self)
 
     def forward(self, sample: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
         inputs = torch.cat([sample, self.plane(condition).to(sample.dtype)], dim=1)
@@ -124,9 +138,11 @@ class ConvDiscriminator(dcgan.Discriminator):
 class ProjectionDiscriminator(dcgan.Discriminator):
     """DCGAN's discriminator plus the inner product of features and embedded condition (Miyato and Koyama, 2018)."""
 
-    def __init__(self, image_size: int, channels: int, condition_size: int, **options: Any):
+    def __init__(self, image_size: int, channels: int, condition_size: int, spectral: bool = False, **options: Any):
         super().__init__(image_size, channels, **options)
         self.embedding = Embedding(condition_size, self.head.in_features, std=0.02)
+        if spectral:
+            apply_spectral_norm(self)
 
     def forward(self, sample: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
         features = self.features(sample)

@@ -1,19 +1,27 @@
 """Convolutional generator and discriminator of DCGAN (Radford et al., 2016)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from ganforge.networks.layers import Layer, with_normalization
+from ganforge.networks.layers import (
+    Layer,
+    Normalization,
+    apply_spectral_norm,
+    normalization_layer,
+    with_normalization,
+)
 
 SIZES = (28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 """Image sizes that are reached by doubling a map of 4 to 7 pixels."""
 
 
-def base_resolution(image_size: int) -> tuple[int, int]:
+def base_resolution(image_size: int, sizes: Sequence[int] = SIZES) -> tuple[int, int]:
     """The side of the coarsest map, and the number of doublings: 28 -> (7, 2), 64 -> (4, 4)."""
-    if image_size not in SIZES:
+    if image_size not in sizes:
         raise ValueError(
-            f"image_size={image_size}: DCGAN makes images of {', '.join(map(str, SIZES))} pixels; choose one with "
+            f"image_size={image_size}: this model makes images of {', '.join(map(str, sizes))} pixels; choose one with "
             "data.image_size"
         )
     doublings = (image_size // 4).bit_length() - 1
@@ -74,7 +82,7 @@ class Generator(nn.Module):
     A linear layer produces the coarsest map. Each layer doubles the resolution and halves the number of channels, down
     to `width` before the last. `layers` beyond those that the size needs come first and keep the resolution.
     `kernel_size` is 4 or 5 (the paper's figure shows 5, most implementations use 4). `activation` makes a layer,
-    `normalization` makes one from a number of channels.
+    `normalization` is a word or makes a layer from a number of channels.
     """
 
     def __init__(
@@ -86,16 +94,17 @@ class Generator(nn.Module):
         layers: int | None = None,
         kernel_size: int = 4,
         activation: Layer = nn.ReLU,
-        normalization: Layer | None = nn.BatchNorm2d,
+        normalization: Normalization = "batch",
     ):
         super().__init__()
         _check_sizes(width, kernel_size)
         side, count, same_resolution = _layer_count(image_size, layers)
         widths = [width * 2**i for i in reversed(range(count))]
-        bias = normalization is None  # a normalization cancels the bias
+        norm = normalization_layer(normalization)
+        bias = norm is None  # a normalization cancels the bias
 
         def hidden(features: int) -> list[nn.Module]:
-            return [activation()] if normalization is None else [normalization(features), activation()]
+            return [activation()] if norm is None else [norm(features), activation()]
 
         modules: list[nn.Module] = [
             nn.Linear(latent_size, widths[0] * side**2, bias=bias),
@@ -124,6 +133,7 @@ class Discriminator(nn.Module):
 
     Each layer halves the resolution and doubles the number of channels, starting at `width`. The first layer has no
     normalization, as in the paper. `layers` beyond those that the size needs come last and keep the resolution.
+    `spectral` normalizes all weights spectrally (Miyato et al., 2018).
     """
 
     def __init__(
@@ -134,16 +144,18 @@ class Discriminator(nn.Module):
         layers: int | None = None,
         kernel_size: int = 4,
         activation: Layer = nn.LeakyReLU,
-        normalization: Layer | None = nn.BatchNorm2d,
+        normalization: Normalization = "batch",
         dropout: float = 0.0,
+        spectral: bool = False,
     ):
         super().__init__()
         _check_sizes(width, kernel_size)
         side, count, same_resolution = _layer_count(image_size, layers)
+        normalize = normalization_layer(normalization)
         modules: list[nn.Module] = []
         before = channels
         for i in range(count):
-            norm = normalization if i > 0 else None
+            norm = normalize if i > 0 else None
             after = width * 2**i
             stride = 2 if i < count - same_resolution else 1
             padding: int | str = (kernel_size - 1) // 2 if stride == 2 else "same"
@@ -156,6 +168,8 @@ class Discriminator(nn.Module):
         self.features = nn.Sequential(*modules, _Vector())
         self.head = nn.Linear(before * side**2, 1)
         self.apply(initialize)
+        if spectral:
+            apply_spectral_norm(self)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:

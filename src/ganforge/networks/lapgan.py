@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from ganforge.networks import mlp
 from ganforge.networks.conditional import Embedding
+from ganforge.networks.layers import apply_spectral_norm
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -207,7 +208,10 @@ class Generator(_Levels):
 
 
 class Discriminator(_Levels):
-    """A discriminator for each size. Calling the whole module calls the finest level's."""
+    """A discriminator for each size. Calling the whole module calls the finest level's.
+
+    `spectral` normalizes all weights spectrally (Miyato et al., 2018).
+    """
 
     def __init__(
         self,
@@ -218,6 +222,7 @@ class Discriminator(_Levels):
         hidden: int = 600,
         width: int = 64,
         dropout: float = 0.5,
+        spectral: bool = False,
     ):
         super().__init__()
         self.sizes = sizes = tuple(level_sizes(image_size, levels))
@@ -225,6 +230,8 @@ class Discriminator(_Levels):
         self.levels = nn.ModuleList(
             [CoarsestDiscriminator(channels, sizes[0], condition_size, hidden, dropout), *finer]
         )
+        if spectral:
+            apply_spectral_norm(self)
 
     def forward(self, sample: Tensor, condition: Any = None) -> Tensor:
         return self.levels[-1](sample, LevelCondition(None, condition))

@@ -1,13 +1,61 @@
 """Building blocks that the networks share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 Layer = Callable[..., nn.Module]
 """Makes a layer: an activation, called without arguments, or a normalization, called with the number of channels."""
+
+Normalization = Layer | str | None
+"""The `normalization` of a network: a word such as "batch", or what makes the layer; None is "none"."""
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of 16 channels (Wu and He, 2018); if these do not divide, of the largest smaller number that does."""
+    size = max(size for size in range(1, 17) if channels % size == 0)
+    return nn.GroupNorm(channels // size, channels)
+
+
+FOR_IMAGES: dict[str, Layer | None] = {
+    "none": None,
+    "batch": nn.BatchNorm2d,
+    "instance": nn.InstanceNorm2d,  # without gains and biases, as in pix2pix
+    "layer": partial(nn.GroupNorm, 1),
+    "group": _group_norm,
+}
+FOR_VECTORS: dict[str, Layer | None] = {"none": None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+
+
+def normalization_layer(choice: Normalization, words: Mapping[str, Layer | None] = FOR_IMAGES) -> Layer | None:
+    """What makes the normalization of a number of channels, or None. Raises ValueError for an unknown word.
+
+    For images, `layer` normalizes each sample over all channels and pixels, `group` over groups of 16 channels or of
+    the largest smaller number that divides them.
+    """
+    if choice is None or callable(choice):
+        return choice
+    if choice not in words:
+        raise ValueError(
+            f"normalization={choice}: this network takes {', '.join(words)}, or {{_target_: <class>, _partial_: true}}"
+        )
+    return words[choice]
 
 
 def with_normalization(layer: nn.Conv2d | nn.ConvTranspose2d, normalization: Layer | None) -> list[nn.Module]:
     """A convolution, followed by the normalization of its channels if there is one."""
     return [layer] if normalization is None else [layer, normalization(layer.out_channels)]
+
+
+def apply_spectral_norm(network: nn.Module) -> None:
+    """Divide the weights of convolutions, linear layers and embeddings by their spectral norms (Miyato et al., 2018).
+
+    Call it after the initialization, which could not set these weights later. Each forward pass in training mode does
+    one power iteration, whose vectors are buffers.
+    """
+    for module in list(network.modules()):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim > 1:  # gains of normalizations are vectors
+            spectral_norm(module)

@@ -5,7 +5,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from ganforge.networks.dcgan import initialize
-from ganforge.networks.layers import Layer, with_normalization
+from ganforge.networks.layers import (
+    Layer,
+    Normalization,
+    apply_spectral_norm,
+    normalization_layer,
+    with_normalization,
+)
 
 
 class _Level(nn.Module):
@@ -31,8 +37,8 @@ class Generator(nn.Module):
     """U-Net from images (N, in_channels, h, w) to images (N, channels, scale * h, scale * w) in [-1, 1], of any size.
 
     `depth` levels halve the resolution, with at most 8 * `width` channels. The three innermost levels have `dropout`,
-    the only noise in the paper. `scale` > 1 first enlarges the condition, bicubically. `normalization` makes a layer
-    from a number of channels.
+    the only noise in the paper. `scale` > 1 first enlarges the condition, bicubically. `normalization` is a word
+    or makes a layer from a number of channels.
     """
 
     def __init__(
@@ -43,7 +49,7 @@ class Generator(nn.Module):
         width: int = 64,
         depth: int = 8,
         dropout: float = 0.5,
-        normalization: Layer | None = nn.BatchNorm2d,
+        normalization: Normalization = "batch",
     ):
         super().__init__()
         if depth < 2:
@@ -51,10 +57,11 @@ class Generator(nn.Module):
         self.in_channels = in_channels
         self.scale = scale
         self.multiple = 2**depth
+        norm = normalization_layer(normalization)
         widths = [width * min(2**i, 8) for i in range(depth)]
         level: nn.Module | None = None
         for i in reversed(range(1, depth)):
-            level = _Level(widths[i - 1], widths[i], level, normalization, dropout if i >= depth - 3 else 0.0)
+            level = _Level(widths[i - 1], widths[i], level, norm, dropout if i >= depth - 3 else 0.0)
         assert level is not None
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, width, 4, 2, 1),
@@ -80,7 +87,8 @@ class PatchDiscriminator(nn.Module):
     """PatchGAN: images (N, channels, H, W) and their conditions to maps of logits (N, 1, h, w).
 
     A condition (N, in_channels, ...) is resized to the image, whose sides are at least `image_size` pixels. With 3
-    `layers` each logit has a receptive field of 70 x 70 pixels.
+    `layers` each logit has a receptive field of 70 x 70 pixels. `spectral` normalizes all weights spectrally (Miyato et
+    al., 2018).
     """
 
     def __init__(
@@ -90,7 +98,8 @@ class PatchDiscriminator(nn.Module):
         channels: int = 3,
         width: int = 64,
         layers: int = 3,
-        normalization: Layer | None = nn.BatchNorm2d,
+        normalization: Normalization = "batch",
+        spectral: bool = False,
     ):
         super().__init__()
         smallest = 3 * 2**layers
@@ -99,15 +108,18 @@ class PatchDiscriminator(nn.Module):
                 f"image_size={image_size}: {layers} layers need at least {smallest} pixels: set data.image_size, or "
                 "fewer model.discriminator.layers"
             )
+        norm = normalization_layer(normalization)
         widths = [width * min(2**i, 8) for i in range(layers + 1)]
         modules: list[nn.Module] = [nn.Conv2d(in_channels + channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         for i in range(1, layers + 1):
             stride = 2 if i < layers else 1
-            layer = nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=normalization is None)
-            modules += with_normalization(layer, normalization)
+            layer = nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=norm is None)
+            modules += with_normalization(layer, norm)
             modules.append(nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*modules, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.apply(initialize)
+        if spectral:
+            apply_spectral_norm(self)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, sample: Tensor, condition: Tensor) -> Tensor:
