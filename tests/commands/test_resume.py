@@ -138,7 +138,10 @@ LIKE_CGAN = ["cgan_conv", "cgan_projection"]
 """Which differ from it in their networks only."""
 
 
-@pytest.mark.parametrize("model", ["lapgan_conditional", "pix2pix", *map(slow, ("cgan", *LIKE_CGAN, "srgan"))])
+ALWAYS = ["lapgan_conditional", "pix2pix", "sngan_conditional"]
+
+
+@pytest.mark.parametrize("model", [*ALWAYS, *map(slow, ("cgan", *LIKE_CGAN, "srgan"))])
 def test_every_variant_resumes(tmp_path: Path, pictures: Path, fake_mnist: Path, model: str) -> None:
     options = tiny(model, "data.batch_size=8", "trainer.max_steps=5", "trainer.log_every_n_steps=1")
     options += ["checkpoint_every=1", "schedule=linear", "model.moving_average_every=2"]

@@ -384,11 +384,12 @@ TRACES = {
         *TINY_MLP,
     ],
     **{name: tiny(name) for name in ("cgan", "cgan_conv", "cgan_projection", "lapgan", "lapgan_conditional")},
+    **{name: tiny(name, "model.discriminator_steps=2") for name in ("sngan", "sngan_conditional")},
     **{name: tiny(name, "data=pairs", "data.image_size=28") for name in ("srgan", "pix2pix")},
 }
 
 
-@pytest.mark.parametrize("name", [slow(name) if name in ("lapgan", "dcgan_5x5") else name for name in TRACES])
+@pytest.mark.parametrize("name", [slow(name) if name in ("lapgan", "dcgan_5x5", "sngan") else name for name in TRACES])
 def test_golden_trace(tmp_path: Path, fake_mnist: Path, pictures: Path, name: str) -> None:
     """20 seeded steps give the losses they gave before. In double precision, so that another processor gives them too.
 

@@ -17,7 +17,7 @@ from ganforge.runtime.devices import device_count, strategy, uses_sync_batchnorm
 from ganforge.runtime.errors import UserError
 
 MODELS = {
-    "mlp": ["model=gan", *TINY_MLP],
+    "mlp": ["model=gan", *TINY_MLP, "model.discriminator.spectral=true"],
     "dcgan": [
         "model=dcgan",
         *TINY_DCGAN,
