@@ -343,9 +343,11 @@ def test_points_reach_the_parabola(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # torch.compile takes as long as 30 other tests
-def test_compiled_networks_train_as_the_others(tmp_path: Path) -> None:
-    plain = fitted(tmp_path / "plain", *TINY_POINTS, "regularizer=r1").model
-    compiled = fitted(tmp_path / "compiled", *TINY_POINTS, "model.compile=true", "regularizer=r1").model
+@pytest.mark.parametrize("spectral", ["false", "true"])
+def test_compiled_networks_train_as_the_others(tmp_path: Path, spectral: str) -> None:
+    options = [*TINY_POINTS, "regularizer=r1", f"model.discriminator.spectral={spectral}"]
+    plain = fitted(tmp_path / "plain", *options).model
+    compiled = fitted(tmp_path / "compiled", *options, "model.compile=true").model
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     torch.testing.assert_close(dict(plain.state_dict()), dict(compiled.state_dict()), rtol=1e-4, atol=1e-6)
 

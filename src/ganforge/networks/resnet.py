@@ -64,7 +64,7 @@ class ConditionalBatchNorm2d(nn.Module):
 class _Conditional(nn.Sequential):
     """Layers in sequence; ConditionalBatchNorm2d also gets the condition."""
 
-    def forward(self, features: Tensor, condition: Tensor | None) -> Tensor:
+    def forward(self, features: Tensor, condition: Tensor | None) -> Tensor:  # type: ignore[override]
         for layer in self:
             features = layer(features, condition) if isinstance(layer, ConditionalBatchNorm2d) else layer(features)
         return features
