@@ -42,6 +42,7 @@ TINY = {
     "pix2pix": [*TINY_DCGAN, "model.generator.depth=2", "model.discriminator.layers=1"],
 }
 TINY["lapgan_conditional"] = TINY["lapgan"]
+TINY |= {name: [*TINY_DCGAN, "model.discriminator_steps=2"] for name in ("sngan", "sngan_conditional", "wgan_gp")}
 
 
 def tiny(model: str, *overrides: str) -> list[str]:

@@ -386,7 +386,7 @@ TRACES = {
         *TINY_MLP,
     ],
     **{name: tiny(name) for name in ("cgan", "cgan_conv", "cgan_projection", "lapgan", "lapgan_conditional")},
-    **{name: tiny(name, "model.discriminator_steps=2") for name in ("sngan", "sngan_conditional")},
+    **{name: tiny(name) for name in ("sngan", "sngan_conditional")},
     **{name: tiny(name, "data=pairs", "data.image_size=28") for name in ("srgan", "pix2pix")},
 }
 

@@ -109,12 +109,12 @@ def test_spectral_norms_are_one(name: str) -> None:
     assert len(originals) == len(weights(plain))
     assert all(torch.equal(o.flatten(1), w.double()) for o, w in zip(originals, weights(plain), strict=True)), "initial"
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    for _ in range(5):
+    for _ in range(3):
         optimizer.zero_grad()
         for level, images in _inputs(network):
             level(images, condition if level is network else lapgan.LevelCondition(None, LABELS)).mean().backward()
         optimizer.step()
-    for _ in range(200):
+    for _ in range(100):
         weights(network)  # reading them does a power iteration
     network.eval()
     norms = [torch.linalg.matrix_norm(weight, 2).item() for weight in weights(network)]
