@@ -59,8 +59,7 @@ class InstanceNoise(Augmentation):
 
     def __init__(self, std: float):
         super().__init__()
-        check_range("std", std, 0)
-        self.std = std
+        self.std = check_range("std", std, 0)
 
     def augment(self, samples: Tensor) -> Tensor:
         shape = samples.shape[1:]
@@ -141,8 +140,8 @@ def _check_names(option: str, names: Collection[str], known: Collection[str]) ->
 class Pipeline(Augmentation):
     """The transformations of ADA (Karras et al., 2020a). Each applies to an image with the same `probability`.
 
-    The samples of G stay free of them as long as the probability is below about 0.8: what is most frequent among the
-    augmented images is then the image itself. `transforms` lists those in use; they apply in this order:
+    While the probability is below about 0.8, G's samples do not show the transformations: the untransformed image is
+    then the most frequent one that D sees. `transforms` lists those in use, which apply in this order:
 
     | | |
     | --- | --- |
@@ -200,8 +199,7 @@ class Fixed(Pipeline):
 
     def __init__(self, probability: float, transforms: Collection[str] = Pipeline.TRANSFORMS):
         super().__init__(transforms)
-        check_range("probability", probability, 0, 1)
-        self.probability = probability
+        self.probability = check_range("probability", probability, 0, 1)
 
 
 class ADA(Pipeline):
@@ -228,12 +226,9 @@ class ADA(Pipeline):
         transforms: Collection[str] = Pipeline.TRANSFORMS,
     ):
         super().__init__(transforms)
-        check_range("target", target, -1, 1)
-        check_range("every", every, 1)
-        check_range("ramp_images", ramp_images, 1)
-        self.target = target
-        self.every = every
-        self.ramp_images = ramp_images
+        self.target = check_range("target", target, -1, 1)
+        self.every = check_range("every", every, 1)
+        self.ramp_images = check_range("ramp_images", ramp_images, 1)
         self.register_buffer("level", torch.zeros((), dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(4, dtype=torch.int64))
 

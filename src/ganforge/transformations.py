@@ -103,9 +103,9 @@ def warp(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     Positions are (x, y) in pixels from the centre. Beyond its border an image continues as its reflection. An image
     whose transformation is the identity stays as it is to the bit.
 
-    Bilinear interpolation between pixels would blur the images. It is done between pixels and half-pixels, which a
-    Lanczos kernel makes. So faces of 64 pixels are 42 dB from exact resampling instead of 35. Half-pixels in the output
-    as well (Karras et al., 2020a) would give 45 dB at three times the cost.
+    Bilinear interpolation between pixels would blur the images, so a Lanczos kernel adds half-pixels first. Faces of 64
+    pixels then have a PSNR of 42 dB to exact resampling instead of 35. Half-pixels in the output as well, averaged
+    afterwards (Karras et al., 2020a), give 45 dB at twice the cost.
     """
     height, width = images.shape[-2:]
     x, y = (torch.arange(size, device=images.device, dtype=images.dtype) - (size - 1) / 2 for size in (width, height))
@@ -121,15 +121,17 @@ def _with_half_pixels(images: Tensor) -> Tensor:
     """(N, C, H, W) to (N, C, 2H - 1, 2W - 1); every second row and column is the given one."""
     height, width = images.shape[-2:]
     vertical, horizontal = (_upsampling(size, images.device, images.dtype) for size in (height, width))
-    wide = (images.reshape(-1, width) @ horizontal.T).view(-1, height, 2 * width - 1)
-    # bmm: a broadcast matmul would copy both
-    return torch.bmm(vertical.expand(len(wide), -1, -1), wide).unflatten(0, images.shape[:2])
+    # one column too many: matrix products with even rows are twice as fast on CPUs
+    wide = (images.reshape(-1, width) @ horizontal.T).view(-1, height, 2 * width)
+    # bmm: a matmul that broadcasts copies the matrix for each image
+    return torch.bmm(vertical[:-1].expand(len(wide), -1, -1), wide).unflatten(0, images.shape[:2])[..., :-1]
 
 
 @cache
+@torch.inference_mode(False)  # else, first used under it, training could not use the matrix
 def _upsampling(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The matrix (2 * size - 1, size) that adds half-pixels to a signal which continues as its reflection."""
-    position = torch.arange(2 * size - 1, dtype=torch.float64)[:, None] / 2
+    """The matrix (2 * size, size) that adds half-pixels to a signal which continues as its reflection."""
+    position = torch.arange(2 * size, dtype=torch.float64)[:, None] / 2
     pixel = torch.arange(size, dtype=torch.float64)
     weights = _lanczos(position - pixel)
     weights[:, 1:] += _lanczos(position + pixel[1:])
