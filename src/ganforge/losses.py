@@ -82,3 +82,17 @@ class Wasserstein(Loss):
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         return -fake_logits.mean()
+
+
+class Relativistic(Loss):
+    """Stand-in until the branch has the real one."""
+
+    needs_real = True
+    boundary = None
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return softplus(fake_logits - real_logits).mean()
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        assert real_logits is not None
+        return softplus(real_logits - fake_logits).mean()
