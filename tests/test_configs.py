@@ -47,6 +47,7 @@ NEEDS |= {
     ("experiment", name): ["data.root=somewhere", "extractor=digits"]
     for name in ("lapgan_paper", "r3gan_paper", "fastgan_paper", "fastgan_quick")
 }
+NEEDS["experiment", "fastgan_paper"].append("content=pixels")  # nothing is fetched
 
 
 @pytest.mark.parametrize(

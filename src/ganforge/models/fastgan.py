@@ -36,10 +36,11 @@ class FastGAN(GAN):
         return {**terms, "content": self.content_weight * self.reconstruction_error(game, real)}
 
     def reconstruction_error(self, game: Game, real: Scored) -> Tensor:
+        discriminator: Any = game.discriminator  # one that reconstructs
         images = real.samples.detach()
         numbers = for_batch(lambda count, generator: torch.randint(4, (count,), generator=generator), len(images))
         numbers = numbers.to(images.device)
-        made = game.discriminator.reconstruct(real.output, numbers)
+        made = discriminator.reconstruct(real.output, numbers)
         halved = avg_pool2d(images, 2)
         targets = halved, halved, quarter(images, numbers)
         return torch.stack([self.content(image, target) for image, target in zip(made, targets, strict=True)]).sum()

@@ -111,7 +111,7 @@ class Resample(Function):
         return convolve(maps, kernels, stride=2, padding=1, groups=channels)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return Resample.apply(gradient, ctx.kernel, not ctx.transposed), None, None
 
 
