@@ -11,7 +11,7 @@ from ganforge.data.base import Batch
 from ganforge.experiment.build import build
 from ganforge.models.fastgan import FastGAN
 from ganforge.randomness import start_step
-from ganforge.regularizers import score
+from ganforge.regularizers import Critic
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_reconstructions_improve(model: FastGAN) -> None:
     errors = []
     for step in range(30):
         start_step(0, step, 0, 1, torch.device("cpu"))
-        error = model.reconstruction_error(game, score(discriminator, images, None))
+        error = model.reconstruction_error(game, Critic(discriminator)(images))
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
@@ -37,7 +37,7 @@ def test_reconstructions_improve(model: FastGAN) -> None:
 
 def test_the_error_is_that_of_three_reconstructions(model: FastGAN) -> None:
     images = torch.rand(8, 1, 28, 28).mul(2).sub(1)
-    real = score(model.discriminator, images, None)
+    real = Critic(model.discriminator)(images)
     start_step(0, 1, 0, 1, torch.device("cpu"))
     drawn: list[torch.Tensor] = []
     reconstruct = model.discriminator.reconstruct
@@ -63,7 +63,7 @@ def test_only_real_samples_are_reconstructed_and_only_the_discriminator_learns_i
     images = torch.rand(4, 1, 28, 28)
     fake = torch.rand(4, 1, 28, 28, requires_grad=True)
     start_step(0, 1, 0, 1, torch.device("cpu"))
-    scored = [score(model.discriminator, samples, None) for samples in (images, fake)]
+    scored = [Critic(model.discriminator)(samples) for samples in (images, fake)]
     terms = model.discriminator_loss(model.games[0], Batch(images), *scored)
     assert set(terms) == {"adversarial", "content"}
     (gradient,) = torch.autograd.grad(terms["content"], fake, allow_unused=True)

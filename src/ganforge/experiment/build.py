@@ -17,6 +17,7 @@ from ganforge.experiment.compatibility import (
     check_devices,
     check_loss,
     check_optimizers,
+    check_pack,
     has_validations,
 )
 from ganforge.experiment.profilers import make_profiler
@@ -66,6 +67,7 @@ def make_model(config: DictConfig, data: TensorData, is_new: bool) -> GAN:
     """The model, ready to train on the data; one that is new starts from the weights of model.init_from."""
     model = instantiate(config.model, _convert_="all")
     check_counterparts(data, model)
+    check_pack(model)
     check_optimizers(model)
     check_loss(model.loss)
     check_devices(config, model)

@@ -12,6 +12,7 @@ from ganforge.models.gan import GAN, Game, LossTerms
 from ganforge.networks.fastgan import quarter
 from ganforge.randomness import for_batch
 from ganforge.regularizers import Scored
+from ganforge.schedules import Schedule, check_range
 
 
 class FastGAN(GAN):
@@ -21,12 +22,10 @@ class FastGAN(GAN):
     `content_weight`: from either branch of D the sample at half its size, and a quarter of it, drawn for each sample.
     """
 
-    def __init__(self, content: Content, content_weight: float = 1.0, **options: Any):
+    def __init__(self, content: Content, content_weight: float | Schedule = 1.0, **options: Any):
         super().__init__(**options)
-        if content_weight < 0:
-            raise ValueError(f"content_weight={content_weight}: must not be negative")
         self.content = content
-        self.content_weight = content_weight
+        self.content_weight = check_range("content_weight", content_weight, 0)
 
     def prepare(self) -> None:
         self.content.prepare()
@@ -37,7 +36,7 @@ class FastGAN(GAN):
 
     def reconstruction_error(self, game: Game, real: Scored) -> Tensor:
         discriminator: Any = game.discriminator  # one that reconstructs
-        images = real.samples.detach()
+        images = real.seen.detach()
         numbers = for_batch(lambda count, generator: torch.randint(4, (count,), generator=generator), len(images))
         numbers = numbers.to(images.device)
         made = discriminator.reconstruct(real.output, numbers)
