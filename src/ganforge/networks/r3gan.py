@@ -168,7 +168,8 @@ class Generator(nn.Module):
             if i > 0:
                 layers += [*projection(widths[i - 1], features), Upsample()]
             layers += stage(features, group_size, blocks, len(widths))
-        layers += [pointwise(widths[-1], channels * patch_size**2), nn.PixelShuffle(patch_size)]
+        # the authors' last layer has no bias; one makes the background of drawings and digits easy
+        layers += [pointwise(widths[-1], channels * patch_size**2, bias=True), nn.PixelShuffle(patch_size)]
         self.layers = nn.Sequential(*layers)
         self.to(memory_format=torch.channels_last)
 
