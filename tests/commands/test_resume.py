@@ -247,6 +247,23 @@ def test_schedules_resume_exactly(tmp_path: Path) -> None:
     assert g["betas"][1] == pytest.approx(SCHEDULED_VALUES["model.generator_optimizer.betas.1"][-1])
 
 
+ADA = ["augment=[ada,instance_noise]", "augment.ada.every=2", "augment.ada.ramp_images=100", "augment.ada.target=-1"]
+
+
+def test_the_probability_of_ada_survives_a_kill(tmp_path: Path, fake_mnist: Path) -> None:
+    options = tiny("dcgan", f"data.root={fake_mnist}", "data.batch_size=8", "trainer.max_steps=6", "checkpoint_every=1")
+    options += [*ADA, "augment.instance_noise.std='${linear:0.1,0,4}'", "trainer.log_every_n_steps=1"]
+    full, resumed = Recorder(tmp_path / "kept"), Recorder()
+    fitted(tmp_path / "full", *options, callbacks=[full])
+    model = fitted(tmp_path / "resumed", *options, callbacks=[resumed], checkpoint=tmp_path / "kept" / "3.ckpt").model
+    assert resumed.losses == {step: values for step, values in full.losses.items() if step > 3}
+    logged = [value for _, value in scalars(tmp_path / "full")["augment/ada.probability"]]
+    assert logged == pytest.approx([0, 0, 0.16, 0.16, 0.32, 0.32])
+    assert model.augmentations["ada"].probability == pytest.approx(0.48)
+    without = fitted(tmp_path / "none", *options[:4], checkpoint=tmp_path / "kept" / "3.ckpt").model
+    assert not without.augmentations, "augment= may be changed on resuming"
+
+
 class NoDecayOfBiases(torch.optim.AdamW):
     def __init__(self, params: Iterable[nn.Parameter], **options: Any):
         groups = {True: [], False: []}  # type: ignore[var-annotated]

@@ -419,6 +419,21 @@ def test_terms_of_the_second_stage(tmp_path: Path, pictures: Path) -> None:
     assert ramped.item() == pytest.approx(expected * whole.item())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["model=gan", "data=ring", "augment=ada"], "augment=ada transforms images, not points"),
+        (["model=dcgan", "loss=relativistic", "augment=ada"], r"augment=ada follows the signs .* augment=fixed"),
+        (["model=lapgan", "augment=diffaugment"], "augment=diffaugment would misalign images"),
+        (["model=cgan", "model.pack=2"], r"model\.pack=2: only unconditional discriminators"),
+        (["model=lapgan", "model.pack=2"], r"model\.pack=2: only unconditional discriminators"),
+    ],
+)
+def test_choices_that_do_not_go_together(tmp_path: Path, options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(composed(*options, "data.root=unused") if "data=ring" not in options else composed(*options), tmp_path)
+
+
 def test_the_first_stage_leaves_the_discriminator_alone(tmp_path: Path, pictures: Path) -> None:
     options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
     before = build(composed(*options), tmp_path / "x").model.discriminator.state_dict()

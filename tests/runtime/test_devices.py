@@ -23,6 +23,7 @@ MODELS = {
         *TINY_DCGAN,
         "model.generator.normalization._target_=torch.nn.InstanceNorm2d",
         "model.discriminator.normalization._target_=torch.nn.InstanceNorm2d",
+        *("augment=[ada,diffaugment]", "augment.ada.ramp_images=100", "augment.ada.every=1", "augment.ada.target=0"),
     ],
     "cgan": tiny("cgan"),
     "lapgan": tiny("lapgan_conditional", "model.discriminator.dropout=0"),

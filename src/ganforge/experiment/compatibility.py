@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from torch import nn
 
+from ganforge.augment import Augmentation
 from ganforge.data.base import TensorData
 from ganforge.data.pairs import Pairs
 from ganforge.losses import Loss
@@ -40,6 +41,27 @@ def check_pack(model: GAN) -> None:
             f"model.pack={model.pack}: only unconditional discriminators score packs of samples, such as those of "
             "model=gan and model=dcgan. Use model.pack=1"
         )
+
+
+def check_augment(config: DictConfig, model: GAN) -> None:
+    """Check that the augmentations work with the data, the model and its loss."""
+    for name, augmentation in model.augmentations.items():
+        if not isinstance(augmentation, Augmentation):
+            raise UserError(
+                f"augment.{name} is a {type(augmentation).__name__}: it needs a class that derives from "
+                "ganforge.augment.Augmentation"
+            )
+        if augmentation.needs_images and len(config.data.shape) != 3:
+            raise UserError(f"augment={name} transforms images, not points: use augment=none or instance_noise")
+        if augmentation.needs_images and not model.augments:
+            raise UserError(
+                f"augment={name} would misalign images with the images that they are conditioned on: use augment=none"
+            )
+        if augmentation.needs_boundary and model.loss.boundary is None:
+            raise UserError(
+                f"augment={name} follows the signs of D's logits, which have no meaning with this loss: use "
+                "augment=fixed, or a loss= such as non_saturating"
+            )
 
 
 def check_optimizers(model: GAN) -> None:

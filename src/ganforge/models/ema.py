@@ -78,6 +78,12 @@ def with_average(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
     return found
 
 
+def with_augment(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The `state` of a run with other augmentations, made to fit a model whose state is `own`: new ones start anew."""
+    kept = {name: value for name, value in state.items() if name in own or not name.startswith("augment.")}
+    return kept | {name: value for name, value in own.items() if name.startswith("augment.") and name not in kept}
+
+
 @contextmanager
 def standing_statistics(model: Any, chunks: int = 16) -> Iterator[None]:
     """Re-estimate the BatchNorm statistics of a GAN's sampling generator on chunks of samples (Brock et al., 2019), and

@@ -14,7 +14,7 @@ from ganforge.augment import Augmentation
 from ganforge.data.base import Batch
 from ganforge.latents import Latent, to_device
 from ganforge.losses import Loss
-from ganforge.models.ema import MovingAverage, with_average
+from ganforge.models.ema import MovingAverage, with_augment, with_average
 from ganforge.models.sampler import ModelSampler
 from ganforge.models.scheduled import MakeOptimizer, OptimizerOptions, Scheduled, make_optimizer
 from ganforge.models.step_log import StepLog
@@ -55,6 +55,8 @@ class GAN(ModelSampler, LightningModule):
 
     from_images: ClassVar[bool] = False
     """Whether the generator translates images, and so needs data=pairs."""
+    augments: ClassVar[bool] = True
+    """Whether what D sees may be augmented: not if D compares it with an image, the condition."""
     keeps_colours: ClassVar[bool] = False
     """Whether translated images keep the colours of the input, so that grey stays grey."""
 
@@ -93,7 +95,8 @@ class GAN(ModelSampler, LightningModule):
         self.latent = latent
         self.loss = loss
         self.regularizers = dict(regularizers)
-        self.augment = nn.ModuleDict(augment)
+        self.augment = nn.ModuleDict(augment)  # part of the checkpoint
+        self.augmentations = dict(augment or {})
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.schedule = schedule or None  # an empty config group is a dict
@@ -176,8 +179,8 @@ class GAN(ModelSampler, LightningModule):
     def update_discriminator(self, game: Game, batch: Batch, fake: Tensor, optimizer: Optimizer) -> None:
         due = {name: penalty for name, penalty in self.regularizers.items() if self.step_number % penalty.every == 0}
         differentiated = {penalty.differentiates for penalty in due.values()}
+        critic = self.critic(game)
         with profiled("D: loss"):
-            critic = self.critic(game)
             real_scored = critic(batch.real, batch.condition, "real" in differentiated)
             fake_scored = critic(fake, batch.condition, "fake" in differentiated)
             terms = self.discriminator_loss(game, batch, real_scored, fake_scored)
@@ -187,11 +190,12 @@ class GAN(ModelSampler, LightningModule):
                 if value is not None:
                     terms[name] = penalty.weight * penalty.every * value
         self.step_log.add_scores(game.tag, real_scored, fake_scored, self.loss.boundary)
+        self.step_log.add_augmentations(self.augmentations)
         self.update(game, "d", game.discriminator, optimizer, terms)
         for penalty in due.values():
             penalty.constrain(game.discriminator)
-        for augmentation in self.augment.values():
-            augmentation.observe(real_scored.logits.detach(), self.loss.boundary)  # type: ignore[operator]
+        for augmentation in self.augmentations.values():
+            augmentation.observe(real_scored.logits.detach(), self.loss.boundary)
 
     def update_generator(self, game: Game, batch: Batch, fake: Tensor, optimizer: Optimizer) -> None:
         with profiled("G: loss"):
@@ -223,7 +227,7 @@ class GAN(ModelSampler, LightningModule):
 
     def critic(self, game: Game) -> Critic:
         """The one place where D sees samples."""
-        return Critic(game.discriminator, self.augment.values(), self.pack)
+        return Critic(game.discriminator, self.augmentations.values(), self.pack)
 
     def draw_latent(self, game: Game, count: int) -> Tensor | None:
         """This rank's rows of the latent of the whole batch."""
@@ -242,7 +246,7 @@ class GAN(ModelSampler, LightningModule):
     def _scheduled(self) -> Scheduled:
         """The scheduled numbers. Collected once, because each step replaces the schedules by numbers."""
         regularizers = {f"regularizer.{name}.": part for name, part in self.regularizers.items()}
-        augment = {f"augment.{name}.": part for name, part in self.augment.items()}
+        augment = {f"augment.{name}.": part for name, part in self.augmentations.items()}
         own = {"model.": self, "model.moving_average_": self.average, "loss.": self.loss}
         return Scheduled({**own, **regularizers, **augment})
 
@@ -264,6 +268,7 @@ class GAN(ModelSampler, LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.rewinds = checkpoint["rewinds"]
+        checkpoint["state_dict"] = with_augment(checkpoint["state_dict"], self.state_dict())
 
     def on_validation_start(self) -> None:
         self.broadcast_buffers()
@@ -282,7 +287,8 @@ class GAN(ModelSampler, LightningModule):
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Load the weights of another run; the moving average starts as its average, or as its generator."""
-        self.load_state_dict(with_average(state, self.state_dict()))
+        own = self.state_dict()
+        self.load_state_dict(with_augment(with_average(state, own), own))
 
     @property
     def sampling_game(self) -> Game:

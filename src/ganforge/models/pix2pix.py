@@ -20,6 +20,7 @@ class Pix2Pix(GAN):
     """
 
     from_images: ClassVar[bool] = True
+    augments: ClassVar[bool] = False
 
     def __init__(
         self,

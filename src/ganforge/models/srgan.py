@@ -24,6 +24,7 @@ class SRGAN(Pix2Pix):
     contrast. Images of more than `tile` pixels a side are made in tiles that overlap by `margin`; null: always whole.
     """
 
+    augments: ClassVar[bool] = True  # D sees no condition
     keeps_colours: ClassVar[bool] = True
 
     def __init__(

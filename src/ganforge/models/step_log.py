@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from ganforge.augment import Augmentation
 from ganforge.losses import Loss
 from ganforge.regularizers import Scored
 
@@ -53,6 +54,13 @@ class StepLog:
         """Log the scheduled numbers of the step."""
         for name, number in numbers.items():
             self.add(f"schedule/{name}", torch.tensor(float(number)))
+
+    def add_augmentations(self, augmentations: Mapping[str, Augmentation]) -> None:
+        """Log what augmentations adapt, such as ADA's probability."""
+        if self.is_due:
+            for name, augmentation in augmentations.items():
+                for key, value in augmentation.logged().items():
+                    self.add(f"augment/{name}.{key}", value.float())
 
     def add_scores(self, tag: Tag, real: Scored, fake: Scored, boundary: float | None) -> None:
         """Log D's logits, its accuracy at a decision `boundary`, and the diversity of the fakes."""
