@@ -34,12 +34,18 @@ TINY_POINTS = ["model=gan", "data=quadratic", "data.size=100", "data.batch_size=
 TINY_POINTS += ["model.generator.hidden=[8]", "model.discriminator.hidden=[8]"]
 TINY_MLP = ["model.generator.hidden=[16]", "model.discriminator.hidden=[16]"]
 TINY_DCGAN = ["model.generator.width=4", "model.discriminator.width=4"]
+TINY_R3GAN = [
+    f"model.{network}.{size}" for network in ("generator", "discriminator") for size in ("width=4", "blocks=1")
+]
 TINY = {
     "gan": [],
     "cgan": ["model.generator.hidden=8", "model.discriminator.hidden=8"],
     "lapgan": [*TINY_DCGAN, "model.generator.hidden=8", "model.discriminator.hidden=8"],
     "srgan": [*TINY_DCGAN, "model.generator.blocks=1", "model.stage=adversarial", "content=pixels"],
     "pix2pix": [*TINY_DCGAN, "model.generator.depth=2", "model.discriminator.layers=1"],
+    "fastgan": ["model.generator.width=1", "model.discriminator.width=1"],
+    "r3gan": [*TINY_R3GAN, "model.generator.patch_size=2", "model.discriminator.patch_size=2"],
+    "r3gan_conditional": TINY_R3GAN,
 }
 TINY["lapgan_conditional"] = TINY["lapgan"]
 TINY |= {name: [*TINY_DCGAN, "model.discriminator_steps=2"] for name in ("sngan", "sngan_conditional", "wgan_gp")}

@@ -44,9 +44,13 @@ NEEDS |= {("content", name): ["model=pix2pix", *PHOTOGRAPHS[:2]] for name in opt
 NEEDS |= {("experiment", name): PHOTOGRAPHS[1:] for name in options("experiment") if name.startswith("sr")}
 NEEDS |= {("experiment", f"pix2pix_{kind}"): PHOTOGRAPHS[1:2] for kind in ("quick", "paper")}
 NEEDS |= {
-    ("experiment", f"{name}_paper"): ["data.root=somewhere", "extractor=digits"]
-    for name in ("lapgan", "sngan", "wgan_gp", "lsgan")
+    ("experiment", name): ["data.root=somewhere", "extractor=digits"]
+    for name in (
+        *(f"{model}_paper" for model in ("lapgan", "sngan", "wgan_gp", "lsgan", "r3gan", "fastgan")),
+        "fastgan_quick",
+    )
 }
+NEEDS["experiment", "fastgan_paper"].append("content=pixels")  # nothing is fetched
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,10 @@ def test_every_module_can_be_imported_first(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-CONDITIONAL = ("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional", "sngan_conditional")
+CONDITIONAL = (
+    *("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional"),
+    *("sngan_conditional", "r3gan_conditional"),
+)
 CONDITIONS: dict[str, Any] = {
     "celeba": ["data.condition=attributes", "data.attributes=[Smiling]"],
     "folder": ["data.condition=labels"],

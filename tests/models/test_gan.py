@@ -387,7 +387,7 @@ TRACES = {
         *TINY_MLP,
     ],
     **{name: tiny(name) for name in ("cgan", "cgan_conv", "cgan_projection", "lapgan", "lapgan_conditional")},
-    **{name: tiny(name) for name in ("sngan", "sngan_conditional")},
+    **{name: tiny(name) for name in ("sngan", "sngan_conditional", "r3gan", "fastgan")},
     **{name: tiny(name, "data=pairs", "data.image_size=28") for name in ("srgan", "pix2pix")},
 }
 

@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from ganforge.networks import dcgan, mlp
+from ganforge.networks.layers import map_sizes
 
 
 @pytest.mark.parametrize("size", [28, 32, 40, 48, 56, 64, 80, 96, 112, 128])
 @pytest.mark.parametrize("kernel_size", [4, 5])
 @pytest.mark.parametrize("extra", [0, 1])
 def test_dcgan_shapes(size: int, kernel_size: int, extra: int) -> None:
-    layers = dcgan.base_resolution(size)[1] + extra
+    layers = len(map_sizes(size)) - 1 + extra
     generator = dcgan.Generator(3, size, 3, width=2, layers=layers, kernel_size=kernel_size)
     discriminator = dcgan.Discriminator(size, 3, width=2, layers=layers, kernel_size=kernel_size)
     fake = generator(torch.randn(2, 3))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ganforge.networks.resnet import RESNET_SIZES, ConditionalBatchNorm2d, Discriminator, Generator, level_widths
+from ganforge.networks.resnet import ConditionalBatchNorm2d, Discriminator, Generator, level_widths
 
 
-@pytest.mark.parametrize("size", RESNET_SIZES)
+@pytest.mark.parametrize("size", [28, 32, 40, 48, 64, 96, 128, 224, 256])
 @pytest.mark.parametrize("condition", [None, torch.tensor([2, 0]), torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])])
 def test_shapes(size: int, condition: Tensor | None) -> None:
     size_of_condition = None if condition is None else 3
@@ -25,7 +25,7 @@ def test_widths_are_the_papers() -> None:
     for size, expected in halvings:
         blocks = Discriminator(size, 1, width=1).blocks
         assert [any(isinstance(layer, nn.AvgPool2d) for layer in block.layers) for block in blocks] == expected
-    with pytest.raises(ValueError, match=r"image_size=30: this model makes images of 28, .*256.*data\.image_size"):
+    with pytest.raises(ValueError, match=r"image_size=30: must be .* choose one with data\.image_size"):
         Generator(5, 30, 1)
     with pytest.raises(ValueError, match="width=0"):
         Generator(5, 32, 1, width=0)

@@ -1,7 +1,5 @@
 """Convolutional generator and discriminator of DCGAN (Radford et al., 2016)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -9,23 +7,10 @@ from ganforge.networks.layers import (
     Layer,
     Normalization,
     apply_spectral_norm,
+    map_sizes,
     normalization_layer,
     with_normalization,
 )
-
-SIZES = (28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-"""Image sizes that are reached by doubling a map of 4 to 7 pixels."""
-
-
-def base_resolution(image_size: int, sizes: Sequence[int] = SIZES) -> tuple[int, int]:
-    """The side of the coarsest map, and the number of doublings: 28 -> (7, 2), 64 -> (4, 4)."""
-    if image_size not in sizes:
-        raise ValueError(
-            f"image_size={image_size}: this model makes images of {', '.join(map(str, sizes))} pixels; choose one with "
-            "data.image_size"
-        )
-    doublings = (image_size // 4).bit_length() - 1
-    return image_size // 2**doublings, doublings
 
 
 def initialize(module: nn.Module) -> None:
@@ -48,7 +33,8 @@ def _check_sizes(width: int, kernel_size: int) -> None:
 
 def _layer_count(image_size: int, layers: int | None) -> tuple[int, int, int]:
     """The side of the coarsest map, the number of layers, and the number of those that keep the resolution."""
-    side, doublings = base_resolution(image_size)
+    side, *doubled = map_sizes(image_size)
+    doublings = len(doubled)
     count = doublings if layers is None else layers
     if count < doublings:
         raise ValueError(f"layers={layers}: images of {image_size} pixels need at least {doublings} layers")

@@ -9,10 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from ganforge.networks.conditional import Embedding
-from ganforge.networks.dcgan import SIZES, base_resolution
-from ganforge.networks.layers import Layer, Normalization, apply_spectral_norm, normalization_layer
-
-RESNET_SIZES = (*SIZES, 160, 192, 224, 256)
+from ganforge.networks.layers import Layer, Normalization, apply_spectral_norm, map_sizes, normalization_layer
 
 
 def level_widths(image_size: int, width: int) -> list[int]:
@@ -22,8 +19,7 @@ def level_widths(image_size: int, width: int) -> list[int]:
     """
     if width < 1:
         raise ValueError(f"width={width}: must be at least 1")
-    _, doublings = base_resolution(image_size, RESNET_SIZES)
-    return [width * (min(2**i, 16) if image_size >= 64 else 1) for i in range(doublings + 1)]
+    return [width * (min(2**i, 16) if image_size >= 64 else 1) for i in range(len(map_sizes(image_size)))]
 
 
 def conv(before: int, after: int, kernel_size: int = 3, gain: float = sqrt(2)) -> nn.Conv2d:
@@ -128,7 +124,7 @@ class Generator(nn.Module):
     ):
         super().__init__()
         self.condition_size = condition_size
-        side, _ = base_resolution(image_size, RESNET_SIZES)
+        side = map_sizes(image_size)[0]
         widths = level_widths(image_size, width)[::-1]
         normalization: Layer = nn.BatchNorm2d
         if condition_size is not None:
