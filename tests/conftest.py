@@ -42,6 +42,9 @@ TINY = {
     "pix2pix": [*TINY_DCGAN, "model.generator.depth=2", "model.discriminator.layers=1"],
 }
 TINY["lapgan_conditional"] = TINY["lapgan"]
+TINY["stylegan2"] = [*TINY_DCGAN, "model.latent.size=8", "model.generator.w_size=8", "model.generator.max_width=8"]
+TINY["stylegan2"].append("model.discriminator.max_width=8")
+TINY["stylegan2_conditional"] = TINY["stylegan2"]
 
 
 def tiny(model: str, *overrides: str) -> list[str]:

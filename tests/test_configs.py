@@ -43,7 +43,9 @@ NEEDS |= {("model", name): PHOTOGRAPHS for name in ("srgan", "pix2pix")}
 NEEDS |= {("content", name): ["model=pix2pix", *PHOTOGRAPHS[:2]] for name in options("content")}
 NEEDS |= {("experiment", name): PHOTOGRAPHS[1:] for name in options("experiment") if name.startswith("sr")}
 NEEDS |= {("experiment", f"pix2pix_{kind}"): PHOTOGRAPHS[1:2] for kind in ("quick", "paper")}
-NEEDS["experiment", "lapgan_paper"] = ["data.root=somewhere", "extractor=digits"]
+NEEDS |= {
+    ("experiment", f"{name}_paper"): ["data.root=somewhere", "extractor=digits"] for name in ("lapgan", "stylegan2")
+}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_every_module_can_be_imported_first(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-CONDITIONAL = ("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional")
+CONDITIONAL = ("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional", "stylegan2_conditional")
 CONDITIONS: dict[str, Any] = {
     "celeba": ["data.condition=attributes", "data.attributes=[Smiling]"],
     "folder": ["data.condition=labels"],

@@ -138,7 +138,9 @@ LIKE_CGAN = ["cgan_conv", "cgan_projection"]
 """Which differ from it in their networks only."""
 
 
-@pytest.mark.parametrize("model", ["lapgan_conditional", "pix2pix", *map(slow, ("cgan", *LIKE_CGAN, "srgan"))])
+@pytest.mark.parametrize(
+    "model", ["lapgan_conditional", "pix2pix", "stylegan2", *map(slow, ("cgan", *LIKE_CGAN, "srgan"))]
+)
 def test_every_variant_resumes(tmp_path: Path, pictures: Path, fake_mnist: Path, model: str) -> None:
     options = tiny(model, "data.batch_size=8", "trainer.max_steps=5", "trainer.log_every_n_steps=1")
     options += ["checkpoint_every=1", "schedule=linear", "model.moving_average_every=2"]
@@ -148,6 +150,8 @@ def test_every_variant_resumes(tmp_path: Path, pictures: Path, fake_mnist: Path,
         options += [f"data.root={fake_mnist}", "evaluate_every=2", "data.num_samples=64"]
     if model == "srgan":
         options += ["degradation=bicubic", "model.adversarial_ramp=4"]
+    if model == "stylegan2":  # with noise, mixing and means
+        options += ["model.path_length_weight=2", "model.path_length_every=2"]
     full, resumed = Recorder(tmp_path / "kept"), Recorder()
     fitted(tmp_path / "full", *options, callbacks=[full])
     fitted(tmp_path / "resumed", *options, callbacks=[resumed], checkpoint=tmp_path / "kept" / "2.ckpt")

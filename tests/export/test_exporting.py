@@ -34,6 +34,7 @@ MODELS = {
     "cgan_conv": tiny("cgan_conv", *FACES),
     "lapgan": tiny("lapgan"),
     "lapgan_conditional": tiny("lapgan_conditional"),
+    "stylegan2": tiny("stylegan2_conditional"),
     "srgan": tiny("srgan", *PHOTOGRAPHS, "model.tile=20"),
     "pix2pix": tiny("pix2pix", *PHOTOGRAPHS, "degradation=grayscale", "model.generator.dropout=0.5"),
 }
@@ -46,9 +47,10 @@ INPUTS = {
     "srgan": {"image": ("N", 3, "H", "W")},
     "pix2pix": {"image": ("N", 1, "H", "W")},
 }
+INPUTS["stylegan2"] = {"latent": ("N", 8), "label": ("N",)}
 INPUTS["lapgan_conditional"] = {**INPUTS["lapgan"], "label": ("N",)}
 ALWAYS = {
-    "onnx": ("lapgan_conditional", "srgan"),
+    "onnx": ("lapgan_conditional", "srgan", "stylegan2"),
     "torch_export": ("cgan_conv", "srgan"),
     "safetensors": ("gan", "lapgan_conditional", "pix2pix"),
 }

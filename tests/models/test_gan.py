@@ -384,6 +384,7 @@ TRACES = {
         *TINY_MLP,
     ],
     **{name: tiny(name) for name in ("cgan", "cgan_conv", "cgan_projection", "lapgan", "lapgan_conditional")},
+    "stylegan2": tiny("stylegan2_conditional", "model.path_length_weight=2", "regularizer.r1.every=4"),
     **{name: tiny(name, "data=pairs", "data.image_size=28") for name in ("srgan", "pix2pix")},
 }
 

@@ -40,7 +40,9 @@ from ganforge.runtime.errors import UserError
 # Conditions ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["cgan", "cgan_conv", "cgan_projection", "lapgan_conditional"])
+@pytest.mark.parametrize(
+    "name", ["cgan", "cgan_conv", "cgan_projection", "lapgan_conditional", "stylegan2_conditional"]
+)
 def test_conditions_matter_and_are_learnt(tmp_path: Path, fake_mnist: Path, name: str) -> None:
     model = build(composed(*tiny(name), f"data.root={fake_mnist}"), tmp_path).model
     latents = model.latents(4, seed=0)
