@@ -59,7 +59,7 @@ class Mapping(nn.Module):
         self.layers = nn.ModuleList(Linear(i, o, rate=0.01, gain=GAIN) for i, o in pairwise(sizes))
 
     def forward(self, latent: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
-        weight = self.layers[0].weight
+        weight = next(self.parameters())
         with in_float32(weight):
             parts = [] if latent is None else [latent.to(weight.dtype)]
             if self.embedding is not None:
