@@ -50,9 +50,9 @@ INPUTS = {
 INPUTS["stylegan2"] = {"latent": ("N", 8), "label": ("N",)}
 INPUTS["lapgan_conditional"] = {**INPUTS["lapgan"], "label": ("N",)}
 ALWAYS = {
-    "onnx": ("lapgan_conditional", "srgan", "stylegan2"),
+    "onnx": ("lapgan_conditional", "srgan"),
     "torch_export": ("cgan_conv", "srgan"),
-    "safetensors": ("gan", "lapgan_conditional", "pix2pix"),
+    "safetensors": ("gan", "lapgan_conditional", "pix2pix", "stylegan2"),
 }
 """What is exported on every change: each kind of input in some format, and labels and open sizes in those of others."""
 CASES = [(name, kind) if name in ALWAYS[kind] else slow(name, kind) for name in MODELS for kind in FORMATS]
