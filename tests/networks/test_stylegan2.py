@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, interpolate
 
 from ganforge.networks.equalized import Conv, Linear, LowPass
-from ganforge.networks.stylegan2 import SIZES, Generator, ModulatedConv
+from ganforge.networks.stylegan2 import SIZES, Generator, ModulatedConv, ToImage
 from ganforge.networks.stylegan2_discriminator import Discriminator, MinibatchStd
 
 SMALL = {"width": 4, "max_width": 8}
@@ -31,20 +31,18 @@ def test_sizes_that_it_cannot_make_are_refused(size: int) -> None:
             make()
 
 
-@pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize("upsample", [True, False])
-def test_modulation_scales_the_weights_of_each_sample(demodulate: bool, upsample: bool) -> None:
+def test_modulation_scales_the_weights_of_each_sample(upsample: bool) -> None:
     torch.manual_seed(0)
-    layer = ModulatedConv(5, 4, 3, demodulate=demodulate, upsample=upsample, gain=1.5).double()
+    layer = ModulatedConv(5, 4, 3, upsample).double()
     maps, w = torch.randn(2, 4, 6, 6).double(), torch.randn(2, 5).double()
     maps.requires_grad_()
-    found = layer(maps, w, torch.zeros(1).double())
+    offset = torch.randn(2, 1, 1, 1).double()
+    found = layer(maps, w, offset) - offset
 
     def naive(single: Tensor, style: Tensor) -> Tensor:
         weight = layer.weight * layer.weight_gain * style[None, :, None, None]
-        if demodulate:
-            weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
-        weight = 1.5 * weight
+        weight = 2**0.5 * weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
         if not upsample:
             return conv2d(single, weight, padding=1)
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0]).double()
@@ -59,10 +57,21 @@ def test_modulation_scales_the_weights_of_each_sample(demodulate: bool, upsample
     torch.testing.assert_close(*gradients)
 
 
+def test_image_layers_modulate_without_demodulation() -> None:
+    torch.manual_seed(0)
+    layer = ToImage(5, 4, 3).double()
+    nn.init.normal_(layer.bias)
+    maps, w = torch.randn(2, 4, 6, 6).double(), torch.randn(2, 5).double()
+    for row, style in enumerate(w @ layer.style.weight.t() / 5**0.5 + 1):
+        weight = layer.weight * style / 2
+        expected = conv2d(maps[row], weight[:, :, None, None]) + layer.bias
+        torch.testing.assert_close(layer(maps, w)[row], expected)
+
+
 def test_demodulation_keeps_the_variance() -> None:
     torch.manual_seed(0)
     maps = ModulatedConv(5, 64, 64)(torch.randn(4, 64, 16, 16), 10 * torch.randn(4, 5), torch.zeros(1))
-    assert maps[:, :, 1:-1, 1:-1].std().item() == pytest.approx(1, rel=0.1)
+    assert maps[:, :, 1:-1, 1:-1].std().item() == pytest.approx(2**0.5, rel=0.1), "the activation's gain is in"
 
 
 def test_resampling_is_bilinear_and_its_transpose() -> None:

@@ -71,29 +71,18 @@ class Mapping(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """A convolution whose weights are scaled per sample: input channels by the style, an affine function of w, and with
-    `demodulate` output channels to norm 1. `upsample` doubles the side of the maps.
+    """A 3x3 convolution whose weights are scaled per sample: input channels by the style, an affine function of w, and
+    output channels to norm `GAIN` (demodulation). `upsample` doubles the side of the maps.
 
-    Scaling maps before and after one convolution of the whole batch is equivalent, twice as fast on CPUs as a grouped
-    convolution with weights per sample, and needs no memory for those.
+    Scaling maps before and after one convolution of the whole batch is equivalent, up to twice as fast on CPUs as a
+    grouped convolution with weights per sample, and needs no memory for those.
     """
 
-    def __init__(
-        self,
-        w_size: int,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        demodulate: bool = True,
-        upsample: bool = False,
-        gain: float = 1.0,
-    ):
+    def __init__(self, w_size: int, in_channels: int, out_channels: int, upsample: bool = False):
         super().__init__()
         self.style = Linear(w_size, in_channels, bias=1.0)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
-        self.weight_gain = 1 / sqrt(in_channels * kernel_size**2)
-        self.gain = gain
-        self.demodulate = demodulate
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.weight_gain = 1 / sqrt(in_channels * 9)
         self.low_pass = LowPass(padding=1, gain=4.0) if upsample else None  # of 4 upsampled pixels, 3 are zeros
 
     def forward(self, maps: Tensor, w: Tensor, offset: Tensor) -> Tensor:
@@ -101,9 +90,7 @@ class ModulatedConv(nn.Module):
         with in_float32(w):
             weight = self.weight * self.weight_gain
             style = self.style(w)
-            scale = torch.full_like(style[:, :1], self.gain)
-            if self.demodulate:
-                scale = self.gain * (style.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
+            scale = GAIN * (style.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
         maps = maps * style[:, :, None, None].to(maps.dtype)
         if self.low_pass is None:
             maps = conv2d(maps, weight, padding="same")
@@ -119,7 +106,7 @@ class StyleLayer(nn.Module):
 
     def __init__(self, w_size: int, in_channels: int, out_channels: int, side: int, upsample: bool = False):
         super().__init__()
-        self.conv = ModulatedConv(w_size, in_channels, out_channels, upsample=upsample, gain=GAIN)
+        self.conv = ModulatedConv(w_size, in_channels, out_channels, upsample)
         self.bias = nn.Parameter(torch.zeros(1, out_channels, 1, 1))
         self.strength = nn.Parameter(torch.zeros(()))
         self.register_buffer("noise", torch.randn(1, 1, side, side))
@@ -133,15 +120,23 @@ class StyleLayer(nn.Module):
 
 
 class ToImage(nn.Module):
-    """Maps to images (N, channels, H, W), by a modulated 1x1 convolution without demodulation."""
+    """Maps to images (N, channels, H, W), by a modulated 1x1 convolution without demodulation.
+
+    With so few output channels, weights per sample are cheaper than scaling the maps.
+    """
 
     def __init__(self, w_size: int, in_channels: int, channels: int):
         super().__init__()
-        self.conv = ModulatedConv(w_size, in_channels, channels, kernel_size=1, demodulate=False)
-        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.style = Linear(w_size, in_channels, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(channels, in_channels))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.weight_gain = 1 / sqrt(in_channels)
 
     def forward(self, maps: Tensor, w: Tensor) -> Tensor:
-        return self.conv(maps, w, self.bias).to(w.dtype)
+        with in_float32(w):
+            weight = self.weight * self.weight_gain * self.style(w)[:, None]
+        images = torch.einsum("nchw,noc->nohw", maps, weight.to(maps.dtype))
+        return images.to(w.dtype) + self.bias
 
 
 class Synthesis(nn.Module):
