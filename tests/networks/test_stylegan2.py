@@ -123,7 +123,7 @@ def test_noise_is_drawn_in_training_and_constant_in_evaluation() -> None:
     network, latent = generator(style_mixing=0.0), torch.randn(3, 6)
     assert torch.equal(network(latent), network(latent)), "noise has no strength at first"
     for layer in network.synthesis.layers:
-        nn.init.ones_(layer.strength)
+        nn.init.ones_(layer.noise_strength)
     first, second = network(latent), network(latent)
     assert not torch.allclose(first, second)
     torch.manual_seed(1)

@@ -108,14 +108,14 @@ class StyleLayer(nn.Module):
         super().__init__()
         self.conv = ModulatedConv(w_size, in_channels, out_channels, upsample)
         self.bias = nn.Parameter(torch.zeros(1, out_channels, 1, 1))
-        self.strength = nn.Parameter(torch.zeros(()))
+        self.noise_strength = nn.Parameter(torch.zeros(()))
         self.register_buffer("noise", torch.randn(1, 1, side, side))
 
     def forward(self, maps: Tensor, w: Tensor) -> Tensor:
         noise = self.noise
         if self.training:
             noise = torch.randn(len(w), *noise.shape[1:], device=noise.device, dtype=noise.dtype)
-        maps = self.conv(maps, w, GAIN * self.strength * noise)
+        maps = self.conv(maps, w, GAIN * self.noise_strength * noise)
         return activate(maps + GAIN * self.bias.to(maps.dtype))
 
 
