@@ -171,6 +171,13 @@ def test_w_avg_follows_the_mean_of_w_and_truncation_moves_towards_it() -> None:
     assert torch.equal(network(latent), whole)
 
 
+def test_the_output_can_be_bounded() -> None:
+    latent = 10 * torch.randn(4, 6)
+    unbounded = generator().eval()(latent)
+    assert unbounded.abs().max() > 1
+    torch.testing.assert_close(generator(output=nn.Tanh).eval()(latent), unbounded.tanh())
+
+
 def test_styles_of_each_layer() -> None:
     network = generator(image_size=64).eval()
     groups = network.layer_groups()

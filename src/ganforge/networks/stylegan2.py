@@ -10,6 +10,7 @@ from torch.nn.functional import conv2d, conv_transpose2d, interpolate
 
 from ganforge.networks.conditional import Embedding
 from ganforge.networks.equalized import GAIN, Linear, LowPass, activate
+from ganforge.networks.layers import Layer
 
 SIZES = (28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Image sizes that are reached by doubling a map of 4 to 7 pixels."""
@@ -140,13 +141,15 @@ class ToImage(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """From w (N, w_size), or one for each layer (N, num_layers, w_size), to images in about [-1, 1].
+    """From w (N, w_size), or one for each layer (N, num_layers, w_size), to images.
 
     Two layers at each resolution (one at the coarsest) refine a learnt constant map. Each resolution adds an image to
-    the upsampled sum of the coarser ones.
+    the upsampled sum of the coarser ones. `output` bounds that sum, if given.
     """
 
-    def __init__(self, image_size: int, channels: int, w_size: int, width: int, max_width: int):
+    def __init__(
+        self, image_size: int, channels: int, w_size: int, width: int, max_width: int, output: Layer | None = None
+    ):
         super().__init__()
         self.sides = resolutions(image_size)
         widths = channel_counts(image_size, width, max_width)
@@ -156,6 +159,7 @@ class Synthesis(nn.Module):
             self.layers.append(StyleLayer(w_size, before, after, side, upsample=True))
             self.layers.append(StyleLayer(w_size, after, after, side))
         self.to_image = nn.ModuleList(ToImage(w_size, features, channels) for features in widths)
+        self.output = nn.Identity() if output is None else output()
         self.num_layers = len(self.layers) + 1
         """Of the layers with a style of their own. The image layer of each resolution but the last shares that of the
         next layer."""
@@ -170,7 +174,7 @@ class Synthesis(nn.Module):
             maps = self.layers[first + 1](maps, styles[first + 1])
             # bilinear interpolation is the filter of LowPass, apart from the border
             image = interpolate(image, scale_factor=2.0, mode="bilinear") + to_image(maps, styles[first + 2])
-        return image
+        return self.output(image)
 
 
 class Generator(nn.Module):
@@ -178,7 +182,8 @@ class Generator(nn.Module):
 
     `mapping` makes w of the latent, `synthesis` images of w. In training, a second latent determines the finer layers
     of a fraction `style_mixing` of the samples, and `w_avg` follows the mean of w. In evaluation there is neither
-    mixing nor drawn noise, and w is `truncation` times as far from `w_avg`.
+    mixing nor drawn noise, and w is `truncation` times as far from `w_avg`. `output` bounds the images (nn.Tanh); None,
+    as in the paper, leaves them unbounded.
     """
 
     w_avg: Tensor
@@ -194,6 +199,7 @@ class Generator(nn.Module):
         w_size: int = 512,
         mapping_layers: int = 2,
         style_mixing: float = 0.9,
+        output: Layer | None = None,
     ):
         super().__init__()
         if not 0 <= style_mixing <= 1:
@@ -202,7 +208,7 @@ class Generator(nn.Module):
         self.style_mixing = style_mixing
         self.truncation = 1.0
         self.mapping = Mapping(latent_size, w_size, mapping_layers, condition_size)
-        self.synthesis = Synthesis(image_size, channels, w_size, width, max_width)
+        self.synthesis = Synthesis(image_size, channels, w_size, width, max_width, output)
         self.register_buffer("w_avg", torch.zeros(w_size))
         self.to(memory_format=torch.channels_last)
 
