@@ -24,7 +24,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != others.get(group))
 
 
-ANYWHERE = ["loss", "regularizer", "schedule", "trainer", "callbacks", "logger", "optimizer"]
+ANYWHERE = ["loss", "regularizer", "augment", "schedule", "trainer", "callbacks", "logger", "optimizer"]
 """Whose options fit every model and all data, so that one composition tries an option of each."""
 GROUPS = ["model", "data", "degradation", "experiment", "metrics", "content", "debug"]
 CHOICES = [(group, option) for group in GROUPS for option in options(group)]
@@ -86,8 +86,11 @@ def test_every_choice_composes_and_instantiates(tmp_path: Path, group: str, opti
 @pytest.mark.parametrize("chosen", COMBINATIONS, ids="-".join)
 def test_choices_that_fit_anywhere_compose_and_instantiate(tmp_path: Path, chosen: tuple[str, ...]) -> None:
     names = {"optimizer": "optimizer@model.discriminator_optimizer"}
-    overrides = [f"{names.get(group, group)}={option}" for group, option in zip(ANYWHERE, chosen, strict=True)]
-    if "gradient_penalty" in chosen:
+    choices = dict(zip(ANYWHERE, chosen, strict=True))
+    if choices["augment"] == "ada":
+        choices["loss"] = "hinge"  # it follows the sign of the logits
+    overrides = [f"{names.get(group, group)}={option}" for group, option in choices.items()]
+    if {"gradient_penalty", "zero_centred", "dragan"} & {*chosen}:
         overrides.append("model.discriminator.normalization=null")
     config = composed(*overrides, "trainer.accelerator=cpu")  # there may be no other here
     check(config, tmp_path)

@@ -1,10 +1,13 @@
-"""Gradient penalties against the closed form of a linear discriminator, whose gradient is its weight everywhere."""
+"""Gradient penalties against the closed form of a linear discriminator, whose gradient is its weight everywhere.
+
+And of a quadratic one, whose gradient tells where the penalty is taken.
+"""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ganforge.regularizers import R1, R2, GradientPenalty, Regularizer, score
+from ganforge.regularizers import DRAGAN, R1, R2, Critic, GradientPenalty, Regularizer, WeightClipping, ZeroCentred
 
 
 class Linear(nn.Module):
@@ -31,17 +34,24 @@ REAL = torch.full((4, 1, 1, 2), 3.0)
 FAKE = torch.full((4, 1, 1, 2), 1.0)
 
 
-def penalty_of(regularizer: Regularizer, discriminator: nn.Module, fake: Tensor = FAKE) -> Tensor:
+def penalty_of(regularizer: Regularizer, discriminator: nn.Module, fake: Tensor = FAKE, real: Tensor = REAL) -> Tensor:
     """As a step computes it, from D's forward passes on real and fake samples."""
-    passes = {"real": REAL, "fake": fake}
-    return regularizer(
-        discriminator,
-        *(score(discriminator, x, None, regularizer.differentiates == name) for name, x in passes.items()),
-    )
+    critic = Critic(discriminator)
+    passes = [critic(x, None, regularizer.differentiates == name) for name, x in {"real": real, "fake": fake}.items()]
+    penalty = regularizer(critic, *passes)
+    assert penalty is not None
+    return penalty
 
 
 @pytest.mark.parametrize(
-    ("regularizer", "expected"), [(R1(10), 0.5 * 25), (R2(10), 0.5 * 25), (GradientPenalty(10), (5 - 1) ** 2)]
+    ("regularizer", "expected"),
+    [
+        (R1(10), 0.5 * 25),
+        (R2(10), 0.5 * 25),
+        (GradientPenalty(10), (5 - 1) ** 2),
+        (ZeroCentred(10), 25),
+        (DRAGAN(10), (5 - 1) ** 2),
+    ],
 )
 def test_linear_discriminator(regularizer: Regularizer, expected: float) -> None:
     discriminator = Linear(torch.tensor([3.0, 4.0]))
@@ -55,10 +65,64 @@ def test_linear_discriminator(regularizer: Regularizer, expected: float) -> None
 def test_where_the_penalty_is_taken() -> None:
     assert penalty_of(R1(1), Square()).item() == pytest.approx(0.5 * 18)
     assert penalty_of(R2(1), Square()).item() == pytest.approx(0.5 * 2)
-    penalties = {penalty_of(GradientPenalty(1), Square()).item() for _ in range(5)}
-    assert len(penalties) == 5, "the place between real and fake is random"
-    low, high = (2**0.5 - 1) ** 2, (18**0.5 - 1) ** 2
-    assert all(low < penalty < high for penalty in penalties)
+    for regularizer, low, high in (
+        (GradientPenalty(1), (2**0.5 - 1) ** 2, (18**0.5 - 1) ** 2),
+        (ZeroCentred(1), 2, 18),
+    ):
+        penalties = {penalty_of(regularizer, Square()).item() for _ in range(5)}
+        assert len(penalties) == 5, "the place between real and fake is random"
+        assert all(low < penalty < high for penalty in penalties)
+
+
+def test_dragan_perturbs_real_samples_by_up_to_half_their_spread() -> None:
+    real = torch.cat([REAL - 1, REAL + 1])  # a standard deviation of 1
+    points = DRAGAN(1).points(real, FAKE)
+    assert (points >= real).all()
+    assert 0.01 < (points - real).mean() < 0.3
+    assert (points - real).max() < 0.5
+    assert torch.equal(DRAGAN(1, scale=0).points(real, FAKE), real)
+
+
+def test_weights_are_clipped() -> None:
+    discriminator = Linear(torch.tensor([3.0, -0.005]))
+    WeightClipping(0.01).constrain(discriminator)
+    assert discriminator.weight.tolist() == pytest.approx([0.01, -0.005])
+
+
+def test_the_weight_auto_is_that_of_stylegan2_ada() -> None:
+    assert R1("auto", shape=[3, 64, 64], batch_size=32).weight == pytest.approx(0.0002 * 64**2 / 32)
+    for options in ({"weight": "auto", "shape": [2], "batch_size": 4}, {"weight": "much"}):
+        with pytest.raises(ValueError, match=r"weight=.*: must be a number, or for images auto"):
+            R1(**options)
+
+
+def test_the_penalty_of_a_pack_is_on_the_gradient_of_all_its_samples() -> None:
+    critic = Critic(Linear(torch.tensor([3.0, 4.0, 0.0, 2.0])), pack=2)
+    scored = critic(REAL, differentiable=True)
+    assert scored.seen.shape == (2, 2, 1, 2)
+    assert scored.logits.tolist() == [27.0, 27.0]
+    assert scored.squared_gradient_norms().tolist() == [29.0, 29.0]
+
+
+@pytest.mark.parametrize("regularizer", [R1(1), R2(1), GradientPenalty(1), ZeroCentred(1), DRAGAN(1)])
+def test_gradients_with_respect_to_the_weights(regularizer: Regularizer) -> None:
+    real, fake = torch.rand(3, 1, 1, 2, dtype=torch.float64), torch.rand(3, 1, 1, 2, dtype=torch.float64)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 4), nn.Softplus(), nn.Linear(4, 1), nn.Flatten(0)).double()
+    names = list(dict(network.named_parameters()))
+
+    class Functional(nn.Module):
+        def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+            return torch.func.functional_call(network, dict(zip(names, self.weights, strict=True)), (sample,))
+
+    def value(*weights: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        functional = Functional()
+        functional.weights = weights  # type: ignore[assignment]
+        functional.register_buffer("dtype", weights[0])
+        functional.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+        return penalty_of(regularizer, functional, fake, real)
+
+    assert torch.autograd.gradcheck(value, tuple(network.parameters()))
 
 
 def test_a_gradient_of_zero_has_a_penalty_that_can_be_learnt_from() -> None:

@@ -26,7 +26,7 @@ WITHOUT_COMPOSING = {
     "dcgan": "dcgan: options are given as key=value",
     "seed=a(b": "seed: Hydra cannot parse a\\(b",
 }
-FINE = ["seed=0 ~callbacks.pruning +new.key=3", "schedule=cosine schedule.T_max=9 model.loss.average_halves=true"]
+FINE = ["seed=0 ~callbacks.pruning +new.key=3", "schedule=cosine schedule.hold=9 model.loss.average_halves=true"]
 FINE += [
     "-m model=glob(*gan)",
     "-m model=dcgan,cgan_conv model.generator.width=3,4 optimizer@model.generator_optimizer=sgd",

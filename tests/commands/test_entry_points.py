@@ -87,7 +87,7 @@ COMMANDS = {
     "resume=nowhere": (2, "is not a run folder"),
     "+data.flip=true": (2, "flip=true: points cannot be mirrored"),
     "sweep=": (2, "sweep= has no value"),
-    "regularizer=[]": (2, r"regularizer=\[\]: choose one of gradient_penalty"),
+    "regularizer=[]": (2, r"regularizer=\[\]: choose one of dragan, gradient_penalty"),
     "name=../elsewhere": (2, "name=../elsewhere: must not lead out of logs/"),
     f"hydra.run.dir={Path(__file__) / 'run'}": (2, f"^{Path(__file__)} is not a folder, so .* cannot be created"),
 }
@@ -108,7 +108,7 @@ MISTAKES = {
     "data.batch_size=2.5": r"data\.batch_size=2\.5: must be a whole number",
     "trainer.max_steps=1.5": r"trainer\.max_steps=1\.5: must be a whole number",
     "schedule=step schedule.gamma=abc": r"schedule\.gamma=abc: must be a number",
-    "model.generator_optimizer.betas=[0.5]": r"model\.\*_optimizer or schedule: ",
+    "model.generator_optimizer.betas=[0.5]": r"model\.\*_optimizer: ",
     "model.generator.hidden=[0]": r"model\.generator: hidden=\[0\]: layers must have at least 1 unit",
     "model.gradient_clip=nan": "gradient_clip=nan: must be a positive norm",
     "trainer.num_nodes=0": r"trainer\.num_nodes=0: must be a whole number of at least 1",
@@ -121,7 +121,12 @@ MISTAKES = {
     "model.gradient_clip=much": r"model\.gradient_clip=much: must be a number or null",
     "model.generator_optimizer.lr=abc": r"generator_optimizer\.lr=abc: must be a number",
     "seed=99999999999": "seed=99999999999",
-    "schedule=cosine trainer.max_epochs=2 trainer.max_steps=-1": r"A schedule spans trainer\.max_steps",
+    "schedule=cosine trainer.max_epochs=2 trainer.max_steps=-1": r"A schedule without steps spans trainer\.max_steps",
+    "+schedule={_target_:torch.optim.lr_scheduler.LinearLR,_partial_:true}": "schedule is a .*: it needs a class",
+    "regularizer=r1 regularizer.r1.weight=auto": "weight=auto: must be a number, or for images auto",
+    "regularizer=r1 regularizer.r1.weight=abc": "weight=abc: must be a number",
+    "regularizer=r1 regularizer.r1.weight=${linear:1,-1}": "weight=1 to -1: must be non-negative",
+    "model.pack=3": r"data\.batch_size=20: the 20 samples of each device are not divisible by model\.pack=3",
     "model=dcgan": r"data\.image_size",
     "checkpoint_every=0": "checkpoint_every=0",
     "sample_every=0": "sample_every",
@@ -198,7 +203,7 @@ def test_full_errors_are_shown_on_demand(tmp_path: Path) -> None:
 
 
 class Unfinished(Loss):
-    def __init__(self, average_halves: bool) -> None:
+    def __init__(self, **options: object) -> None:
         self.nonsense  # type: ignore[attr-defined] # noqa: B018
 
 

@@ -19,7 +19,7 @@ from ganforge.runtime.errors import UserError, explanation
 class Baseless:
     """Has what a loss needs but for the base class."""
 
-    def __init__(self, average_halves: bool = False): ...
+    def __init__(self, average_halves: bool = False, label_smoothing: float = 0.0): ...
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return fake_logits.mean() - real_logits.mean()

@@ -33,7 +33,7 @@ from ganforge.metrics.statistics import Statistics
 from ganforge.models.tiling import in_tiles
 from ganforge.networks import lapgan, srresnet, unet
 from ganforge.networks.lapgan import gaussian_pyramid, level_sizes, resized
-from ganforge.regularizers import score
+from ganforge.regularizers import Critic
 from ganforge.runs.record import read_record
 from ganforge.runtime.errors import UserError
 
@@ -55,7 +55,7 @@ def test_conditions_matter_and_are_learnt(tmp_path: Path, fake_mnist: Path, name
         seen = model.prepare_batch(game, Batch(threes, labels))
         fake = model.generate(game, model.draw_latent(game, 4), seen.condition)
         real, detached, scored = (
-            score(game.discriminator, samples, seen.condition) for samples in (seen.real, fake.detach(), fake)
+            model.critic(game)(samples, seen.condition) for samples in (seen.real, fake.detach(), fake)
         )
         sum(model.discriminator_loss(game, seen, real, detached).values()).backward()  # type: ignore[union-attr]
         model.generator_loss(game, seen, scored)["adversarial"].backward()
@@ -410,16 +410,30 @@ def test_weights_of_other_runs(tmp_path: Path, fake_mnist: Path) -> None:
 
 def test_terms_of_the_second_stage(tmp_path: Path, pictures: Path) -> None:
     options = tiny("srgan", "data=pairs", f"data.root={pictures}", "data.image_size=28", "data.batch_size=2")
-    options += ["model.pixel_weight=2", "model.adversarial_ramp=4", "model.content_weight=3", "trainer.max_steps=1"]
-    model = fitted(tmp_path, *options).model
+    options += ["model.pixel_weight=2", "model.content_weight=3", "trainer.max_steps=2"]
+    model = fitted(tmp_path, *options, "model.adversarial_weight=${linear:0,1e-3,4}").model
     terms, expected = model.step_log.terms, 0.25 * 1e-3
     assert terms["loss_g/pixels"].item() == pytest.approx(2 / 3 * terms["loss_g/content"].item())
-    model.step_number = 1
     fake = model.generate(model.games[0], None, torch.rand(2, 3, 7, 7))
     batch = Batch(torch.rand(2, 3, 28, 28), torch.rand(2, 3, 7, 7))
-    ramped = model.generator_loss(model.games[0], batch, score(model.discriminator, fake, None))["adversarial"]
+    ramped = model.generator_loss(model.games[0], batch, Critic(model.discriminator)(fake))["adversarial"]
     whole = model.loss.generator(model.discriminator(fake, None))
     assert ramped.item() == pytest.approx(expected * whole.item())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["model=gan", "data=ring", "augment=ada"], "augment=ada transforms images, not points"),
+        (["model=dcgan", "loss=relativistic", "augment=ada"], r"augment=ada follows the signs .* augment=fixed"),
+        (["model=lapgan", "augment=diffaugment"], "augment=diffaugment would misalign images"),
+        (["model=cgan", "model.pack=2"], r"model\.pack=2: only unconditional discriminators"),
+        (["model=lapgan", "model.pack=2"], r"model\.pack=2: only unconditional discriminators"),
+    ],
+)
+def test_choices_that_do_not_go_together(tmp_path: Path, options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(composed(*options, "data.root=unused") if "data=ring" not in options else composed(*options), tmp_path)
 
 
 def test_the_first_stage_leaves_the_discriminator_alone(tmp_path: Path, pictures: Path) -> None:

@@ -17,12 +17,13 @@ from ganforge.runtime.devices import device_count, strategy, uses_sync_batchnorm
 from ganforge.runtime.errors import UserError
 
 MODELS = {
-    "mlp": ["model=gan", *TINY_MLP],
+    "mlp": ["model=gan", *TINY_MLP, "loss=relativistic_average", "model.pack=2"],  # the loss needs means over all ranks
     "dcgan": [
         "model=dcgan",
         *TINY_DCGAN,
         "model.generator.normalization._target_=torch.nn.InstanceNorm2d",
         "model.discriminator.normalization._target_=torch.nn.InstanceNorm2d",
+        *("augment=[ada,diffaugment]", "augment.ada.ramp_images=100", "augment.ada.every=1", "augment.ada.target=0"),
     ],
     "cgan": tiny("cgan"),
     "lapgan": tiny("lapgan_conditional", "model.discriminator.dropout=0"),
@@ -38,7 +39,7 @@ def test_two_processes_train_as_one(
     root = pictures if name == "srgan" else fake_mnist
     options = [*MODELS[name], f"data.root={root}", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=8"]
     options += ["trainer.precision=64-true", "trainer.log_every_n_steps=1", "model.discriminator_steps=2"]
-    options += ["regularizer=[r1,r2,gradient_penalty]", "trainer.enable_progress_bar=false"]
+    options += ["regularizer=[r1,r2,gradient_penalty,dragan]", "trainer.enable_progress_bar=false"]
     fit(tmp_path / "1", *options, "trainer.devices=1")
     two_ranks.call(fit, tmp_path / "2", *options, "trainer.devices=2")
     logged = [scalars(tmp_path / str(devices)) for devices in (1, 2)]
@@ -48,11 +49,14 @@ def test_two_processes_train_as_one(
         "loss_d/r1",
         "loss_d/r2",
         "loss_d/gradient_penalty",
+        "loss_d/dragan",
         "loss_g/total",
         "gradient_norm/d",
         "gradient_norm/g",
     ]
-    for tag in (*logged_by_all, "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "slope", "diversity"):
+    if name != "mlp":  # relativistic logits have no threshold
+        logged_by_all += ["accuracy/real", "accuracy/fake"]
+    for tag in (*logged_by_all, "logits/real", "logits/fake", "slope", "diversity"):
         tag = game + tag
         one, two = ([value for _, value in values[tag]] for values in logged)
         assert len(one) == 8

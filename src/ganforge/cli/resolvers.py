@@ -1,12 +1,12 @@
 """The OmegaConf resolvers that `conf/` uses in its interpolations."""
 
 import os
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ganforge.runtime.devices import rank
 from ganforge.runtime.errors import UserError
@@ -23,6 +23,9 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("swept", sweep.job_name, replace=True)
     OmegaConf.register_new_resolver("record_in", _record_in, replace=True)
     OmegaConf.register_new_resolver("condition_size", _condition_size, replace=True)
+    OmegaConf.register_new_resolver("packed", _packed, replace=True)
+    OmegaConf.register_new_resolver("linear", partial(_schedule, "Linear"), replace=True)
+    OmegaConf.register_new_resolver("cosine", partial(_schedule, "Cosine"), replace=True)
 
 
 def _first(*values: Any) -> Any:
@@ -63,6 +66,20 @@ def _record_in(folder: str) -> str | None:
     Also None for ranks above 0, which may start after rank 0 has written it.
     """
     return None if rank() > 0 or has_checkpoint(Path(folder)) else ".hydra"
+
+
+def _schedule(kind: str, start: float, end: float, steps: int | None = None) -> DictConfig:
+    """The config of a schedule, such as ${cosine:2.0,0.2} or ${cosine:2.0,0.2,10000}."""
+    target = f"ganforge.schedules.{kind}"
+    return OmegaConf.create({"_target_": target, "start": start, "end": end, "steps": steps})
+
+
+def _packed(channels: Any, pack: int) -> Any:
+    """The channels of packed samples, or their shape, of which channels are the first number."""
+    if isinstance(channels, int):
+        return channels * pack
+    first, *rest = channels
+    return OmegaConf.create([first * pack, *rest])
 
 
 def _condition_size(data: Any) -> int:

@@ -13,10 +13,12 @@ from ganforge.callbacks.checkpoints import AtomicCheckpointIO, latest_checkpoint
 from ganforge.callbacks.shutdown import GracefulShutdown
 from ganforge.data.base import TensorData
 from ganforge.experiment.compatibility import (
+    check_augment,
     check_counterparts,
     check_devices,
     check_loss,
     check_optimizers,
+    check_pack,
     has_validations,
 )
 from ganforge.experiment.profilers import make_profiler
@@ -66,8 +68,10 @@ def make_model(config: DictConfig, data: TensorData, is_new: bool) -> GAN:
     """The model, ready to train on the data; one that is new starts from the weights of model.init_from."""
     model = instantiate(config.model, _convert_="all")
     check_counterparts(data, model)
-    check_optimizers(model)
     check_loss(model.loss)
+    check_augment(config, model)
+    check_pack(model)
+    check_optimizers(model)
     check_devices(config, model)
     model.prepare()
     if model.init_from and is_new:

@@ -10,12 +10,14 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from torch import nn
 
+from ganforge.augment import Augmentation
 from ganforge.data.base import TensorData
 from ganforge.data.pairs import Pairs
 from ganforge.losses import Loss
 from ganforge.models.gan import GAN
 from ganforge.runtime.devices import device_count, on_cpu, rank
 from ganforge.runtime.errors import UserError
+from ganforge.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,47 @@ def check_loss(loss: Any) -> None:
             raise UserError(f"loss: {type(loss).__name__} has no {method}(), which returns the {method}'s loss")
 
 
+def check_pack(model: GAN) -> None:
+    """Check that D can score packs of samples."""
+    if model.pack > 1 and (model.condition_size is not None or model.latent is None or len(model.games) != 1):
+        raise UserError(
+            f"model.pack={model.pack}: only unconditional discriminators score packs of samples, such as those of "
+            "model=gan and model=dcgan. Use model.pack=1"
+        )
+
+
+def check_augment(config: DictConfig, model: GAN) -> None:
+    """Check that the augmentations work with the data, the model and its loss."""
+    for name, augmentation in model.augmentations.items():
+        if not isinstance(augmentation, Augmentation):
+            raise UserError(
+                f"augment.{name} is a {type(augmentation).__name__}: it needs a class that derives from "
+                "ganforge.augment.Augmentation"
+            )
+        if augmentation.needs_images and len(config.data.shape) != 3:
+            raise UserError(f"augment={name} transforms images, not points: use augment=none or instance_noise")
+        if augmentation.needs_images and not model.augments:
+            raise UserError(
+                f"augment={name} would misalign images with the images that they are conditioned on: use augment=none"
+            )
+        if augmentation.needs_boundary and model.loss.boundary is None:
+            raise UserError(
+                f"augment={name} follows the signs of D's logits, which have no meaning with this loss: use "
+                "augment=fixed, or a loss= such as non_saturating"
+            )
+
+
 def check_optimizers(model: GAN) -> None:
-    """Check that the optimizers and their schedules take their arguments."""
+    """Check that the optimizers take their arguments, and that the schedule of their rates is one of ganforge's."""
+    if model.schedule is not None and not isinstance(model.schedule, Schedule):
+        raise UserError(
+            f"schedule is a {type(model.schedule).__name__}: it needs a class that derives from "
+            "ganforge.schedules.Schedule, such as schedule=linear, not a scheduler of torch"
+        )
     try:
         model.configure_optimizers()
     except (TypeError, ValueError, IndexError) as error:
-        raise UserError(f"model.*_optimizer or schedule: {error}") from error
+        raise UserError(f"model.*_optimizer: {error}") from error
 
 
 def has_validations(config: DictConfig, data: TensorData, model: GAN) -> bool:
@@ -86,6 +123,12 @@ def check_devices(config: DictConfig, model: GAN) -> None:
     """Check that the devices can divide a batch evenly. Warns if BatchNorm differs between processes."""
     devices = device_count(config.trainer)
     rows = config.data.batch_size // devices
+    pack = config.model.get("pack", 1)
+    if rows % pack:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size}: the {rows} samples of each device are not divisible by "
+            f"model.pack={pack}"
+        )
     if config.data.batch_size % devices:
         raise UserError(
             f"data.batch_size={config.data.batch_size} is not divisible by {devices} devices: use "

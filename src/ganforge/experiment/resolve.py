@@ -13,7 +13,6 @@ from ganforge.runtime.devices import uses_sync_batchnorm
 EXPECTED_WARNINGS = (
     "does not have many workers",
     "is smaller than the logging interval",
-    "Detected call of `lr_scheduler.step",  # the first stage of SRGAN does not train D
     "`find_unused_parameters=True` was specified",
     "find_unused_parameters=True was specified in DDP constructor",
     "`torch.jit.load` is deprecated",

@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ganforge.content import Content
 from ganforge.degradations import Degradation
@@ -27,11 +26,12 @@ from ganforge.metrics.pairs import PairMetric
 from ganforge.regularizers import Regularizer
 from ganforge.runs.folder_contents import check_config, strings
 from ganforge.runtime.errors import UserError
+from ganforge.schedules import Schedule
 
 PACKAGES = ("ganforge", "torch.nn", "torch.optim", "lightning.pytorch")
 NEVER_SUGGESTED = {*sys.stdlib_module_names, "torch", "lightning", "hydra", "omegaconf", "numpy"}
 """Packages that messages never suggest trusting."""
-PARTS = (nn.Module, Optimizer, LRScheduler, Loss, Regularizer, Latent, Degradation, Content, FeatureMetric, PairMetric)
+PARTS = (nn.Module, Optimizer, Schedule, Loss, Regularizer, Latent, Degradation, Content, FeatureMetric, PairMetric)
 BASES = (*PARTS, LightningDataModule, Callback, Logger, Trainer)
 
 LOGGERS = (TensorBoardLogger, CSVLogger)

@@ -5,7 +5,6 @@ Each check raises UserError for what would fail late, or with a library's messag
 
 from collections import ChainMap
 from inspect import Parameter, signature
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -13,11 +12,12 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ganforge.cli.trainer_options import check_trainer
-from ganforge.runs.record import read_record
 from ganforge.runtime.devices import requested_devices
 from ganforge.runtime.errors import UserError
+from ganforge.schedules import Schedule
 
 MAX_SAMPLES = 10_000_000
 """Maximum number of samples to generate for an evaluation: 1000 times the usual number."""
@@ -28,6 +28,7 @@ TYPE_NAMES: dict[Any, str] = {
     bool: "true or false",
     str: "a string",
     NoneType: "null",
+    Schedule: "a schedule",
 }
 
 
@@ -37,10 +38,10 @@ TYPE_NAMES: dict[Any, str] = {
 def check_groups(config: DictConfig) -> None:
     """Check that nothing is left out that a run needs, and that callbacks and loggers can be instantiated."""
     trains = "loss" in config.get("model", {})  # bicubic has neither loss nor regularizer
-    for group in ("data", "model", "trainer", *(("loss", "regularizer") if trains else ())):
+    for group in ("data", "model", "trainer", *(("loss", "regularizer", "augment") if trains else ())):
         # without a _target_, only other options have set keys in it
         if not isinstance(config.get(group), DictConfig) or (
-            group != "regularizer" and "_target_" not in config[group]
+            group not in ("regularizer", "augment") and "_target_" not in config[group]
         ):
             raise UserError(f"{group} is missing: add {group}=<option>")
     advice_on = {"callbacks": "~callbacks.samples leaves out a single one", "logger": "logger=none trains without"}
@@ -98,6 +99,8 @@ def check_types(node: Any, key: str = "") -> None:
 
 
 def _has_type(value: Any, kind: Any) -> bool:
+    if kind is Schedule:
+        return isinstance(value, dict) or (isinstance(value, str) and value.startswith("${"))  # or no schedule: {}
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
@@ -115,6 +118,8 @@ def _argument_types(target: str) -> dict[str, tuple[Any, ...]]:
         for name, hint in ChainMap(*reversed(hints)).items()
     }
     known = {name: set(kinds) <= {*TYPE_NAMES, Tensor} for name, kinds in types.items()}
+    if issubclass(cls, Optimizer):  # each number among its options may be scheduled
+        types = {name: (*kinds, Schedule) if float in kinds else kinds for name, kinds in types.items()}
     return {name: tuple(kind for kind in kinds if kind in TYPE_NAMES) for name, kinds in types.items() if known[name]}
 
 
@@ -146,8 +151,6 @@ def check_values(config: DictConfig) -> None:
     check_count("data.num_samples", config.data.get("num_samples", 1), MAX_SAMPLES)
     if "generator_optimizer" in config.model:
         check_networks(config.model)
-    if config.schedule and (trainer.max_steps < 0 or trainer.max_epochs not in (None, -1)):
-        raise UserError("A schedule spans trainer.max_steps: set that, and leave trainer.max_epochs=-1")
 
 
 def check_count(option: str, value: Any, most: int | None = None) -> None:
@@ -170,25 +173,3 @@ def check_seeds(config: DictConfig) -> None:
 def check_flag(option: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise UserError(f"{option}={value}: must be true or false")
-
-
-def check_schedule(config: DictConfig, folder: Path) -> None:
-    """Check that a resumed run keeps its schedule, and the learning rates that a schedule scales."""
-    before: Any = read_record(folder)
-    schedules: list[Any] = [OmegaConf.to_container(record.schedule, resolve=True) for record in (before, config)]
-    old, new = schedules
-    changes = {f"schedule.{key}": (old.get(key), new.get(key)) for key in {**old, **new}}
-    max_steps = before.trainer.max_steps, config.trainer.max_steps
-    if any(was != now and (was, now) == max_steps for was, now in changes.values()):
-        raise UserError(
-            f"trainer.max_steps={max_steps[1]}: this run's schedule spans {max_steps[0]} steps and cannot be "
-            "stretched. Start a new run (with schedule=none it can be extended), or resume without trainer.max_steps"
-        )
-    if config.schedule:
-        for option in ("generator_optimizer", "discriminator_optimizer"):
-            changes[f"model.{option}.lr"] = before.model[option].get("lr"), config.model[option].get("lr")
-    for key, (was, now) in changes.items():
-        if was != now:
-            raise UserError(
-                f"{key}={now}: this run's schedule continues from {was}. Start a new run, or resume without it"
-            )

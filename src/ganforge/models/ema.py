@@ -8,30 +8,50 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from ganforge.models.updates import profiled
 from ganforge.randomness import Stream
-
-EMA_RAMPUP = 0.05
-"""Maximum EMA half-life as a fraction of the updates so far (StyleGAN2-ADA's rampup)."""
+from ganforge.schedules import Schedule, check_range
 
 
-def moving_average(network: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of weights and buffers, without gradients.
+class MovingAverage(AveragedModel):
+    """An exponential moving average of the weights and buffers of a network, without gradients.
 
-    The half-life ramps up: it is at most `EMA_RAMPUP` times the number of updates so far (Karras et al., 2020), so the
-    random initial weights are soon forgotten.
+    It is updated after `every` steps, by a `decay` per step, or by that of a `half_life` in images. The half-life is at
+    most `rampup` times the training so far (Karras et al., 2020a), so that the random initial weights are soon
+    forgotten; None: no ramp.
     """
 
+    def __init__(
+        self,
+        network: nn.Module,
+        decay: float | None = 0.999,
+        half_life: float | Schedule | None = None,
+        rampup: float | None = 0.05,
+        every: int = 10,
+    ):
+        super().__init__(network, multi_avg_fn=self._lerp, use_buffers=True)
+        self.requires_grad_(False)
+        check_range("moving_average_every", every, 1)
+        self.decay = check_range("moving_average_decay", decay or 0.0, 0, 1)
+        self.half_life = None if half_life is None else check_range("moving_average_half_life", half_life, 0)
+        self.rampup = rampup
+        self.every = every
+
+    def step(self, network: nn.Module, step: int, images: int) -> None:
+        """Follow the network after a step, counted from 1, on so many images."""
+        if step % self.every == 0:
+            if self.half_life is not None:
+                self.decay = 0.5 ** (images / max(self.half_life, 1e-9))
+            with profiled("moving average"):
+                self.update_parameters(network)
+
     @torch.no_grad()
-    def update(averages: Any, currents: Any, count: Tensor | int) -> None:
+    def _lerp(self, averages: Any, currents: Any, count: Tensor | int) -> None:
         if not averages[0].is_floating_point():  # num_batches_tracked of BatchNorm
             torch._foreach_copy_(averages, currents)
             return
-        updates = int(count) + 1
-        torch._foreach_lerp_(averages, currents, 1 - min(decay, 0.5 ** (1 / (EMA_RAMPUP * updates))))
-
-    average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
-    average.requires_grad_(False)
-    return average
+        ramped = 1.0 if self.rampup is None else 0.5 ** (1 / (self.rampup * (int(count) + 1)))
+        torch._foreach_lerp_(averages, currents, 1 - min(self.decay**self.every, ramped))
 
 
 @contextmanager
@@ -56,6 +76,12 @@ def with_average(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
             if name.startswith("average."):
                 found[name] = state.get(name.replace("average.module.", "generator."), own[name])
     return found
+
+
+def with_augment(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The `state` of a run with other augmentations, made to fit a model whose state is `own`: new ones start anew."""
+    kept = {name: value for name, value in state.items() if name in own or not name.startswith("augment.")}
+    return kept | {name: value for name, value in own.items() if name.startswith("augment.") and name not in kept}
 
 
 @contextmanager

@@ -1,26 +1,27 @@
 """The adversarial training step that every variant builds on."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 from ganforge import randomness
-from ganforge.data.base import Batch, TensorData
+from ganforge.augment import Augmentation
+from ganforge.data.base import Batch
 from ganforge.latents import Latent, to_device
 from ganforge.losses import Loss
-from ganforge.models.ema import moving_average, preserve_mode, with_average
-from ganforge.models.sampler import Sampler
+from ganforge.models.ema import MovingAverage, with_augment, with_average
+from ganforge.models.sampler import ModelSampler
+from ganforge.models.scheduled import MakeOptimizer, OptimizerOptions, Scheduled, make_optimizer
 from ganforge.models.step_log import StepLog
-from ganforge.models.updates import OptimizerOptions, frozen, has_update_hooks, parameters_of, profiled
-from ganforge.randomness import CHUNK, Stream
-from ganforge.regularizers import Regularizer, Scored, check_layers, score
+from ganforge.models.updates import frozen, has_update_hooks, parameters_of, profiled
+from ganforge.regularizers import Critic, Regularizer, Scored, check_layers
 from ganforge.runtime.lightning_private import count_step, step_uncounted
+from ganforge.schedules import Schedule
 
 LossTerms = dict[str, Tensor]
 """The summands of a loss, under their names in the config and the log."""
@@ -39,13 +40,14 @@ class Game(NamedTuple):
         return f"{self.name}/{value}" if self.name else value
 
 
-class GAN(Sampler, LightningModule):
+class GAN(ModelSampler, LightningModule):
     """A generator and a discriminator in alternating updates (Goodfellow et al., 2014).
 
     One step is `discriminator_steps` updates of D, each on its own real samples and fakes, then `generator_steps`
     updates of G; `trainer.global_step` counts steps, not optimizer calls. The optimizers are partials that take the
-    parameters, `schedule` is one that takes an optimizer. `gradient_clip` is the maximum gradient norm per network.
-    Training starts with the weights of the run folder `init_from`.
+    parameters; `schedule` scales their learning rates. `gradient_clip` is the maximum gradient norm per network. D
+    scores `pack` samples at once (PacGAN, Lin et al., 2018). `moving_average_half_life`, in images, replaces the decay
+    per step. Training starts with the weights of the run folder `init_from`.
 
     A variant overrides `generate`, `discriminator_loss`, `generator_loss` or `games`; `prepare_batch` if a game trains
     on something derived from the batch; `play` if a step consists of other updates.
@@ -53,6 +55,8 @@ class GAN(Sampler, LightningModule):
 
     from_images: ClassVar[bool] = False
     """Whether the generator translates images, and so needs data=pairs."""
+    augments: ClassVar[bool] = True
+    """Whether what D sees may be augmented: not if D compares it with an image, the condition."""
     keeps_colours: ClassVar[bool] = False
     """Whether translated images keep the colours of the input, so that grey stays grey."""
 
@@ -63,13 +67,17 @@ class GAN(Sampler, LightningModule):
         latent: Latent | None,
         loss: Loss,
         regularizers: Mapping[str, Regularizer],
-        generator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        discriminator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        generator_optimizer: MakeOptimizer,
+        discriminator_optimizer: MakeOptimizer,
+        augment: Mapping[str, Augmentation] | None = None,
+        schedule: Schedule | None = None,
         discriminator_steps: int = 1,
         generator_steps: int = 1,
+        pack: int = 1,
         gradient_clip: float | None = None,
         moving_average_decay: float | None = 0.999,
+        moving_average_half_life: float | Schedule | None = None,
+        moving_average_rampup: float | None = 0.05,
         moving_average_every: int = 10,
         compile: bool = False,
         init_from: str | None = None,
@@ -77,10 +85,8 @@ class GAN(Sampler, LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        if min(discriminator_steps, generator_steps, moving_average_every) < 1:
-            raise ValueError(f"{discriminator_steps=}, {generator_steps=}, {moving_average_every=}: must be at least 1")
-        if moving_average_decay is not None and not 0 <= moving_average_decay < 1:
-            raise ValueError(f"moving_average_decay={moving_average_decay}: must be in [0, 1), or null for no average")
+        if min(discriminator_steps, generator_steps, pack) < 1:
+            raise ValueError(f"{discriminator_steps=}, {generator_steps=}, {pack=}: must be at least 1")
         if gradient_clip is not None and not gradient_clip > 0:
             raise ValueError(f"gradient_clip={gradient_clip}: must be a positive norm, or null for no clipping")
         check_layers(regularizers, discriminator)
@@ -89,18 +95,21 @@ class GAN(Sampler, LightningModule):
         self.latent = latent
         self.loss = loss
         self.regularizers = dict(regularizers)
+        self.augment = nn.ModuleDict(augment)  # part of the checkpoint
+        self.augmentations = dict(augment or {})
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.schedule = schedule or None  # an empty config group is a dict
         self.discriminator_steps = discriminator_steps
         self.generator_steps = generator_steps
+        self.pack = pack
         self.gradient_clip = gradient_clip
         self.init_from = init_from
         self.seed = seed
-        self.average: AveragedModel | None = None
-        self.average_every = moving_average_every
-        if moving_average_decay is not None:
-            self.average = moving_average(generator, moving_average_decay**moving_average_every)
+        self.average: MovingAverage | None = None
+        if moving_average_decay is not None or moving_average_half_life is not None:
+            ramp = moving_average_rampup, moving_average_every
+            self.average = MovingAverage(generator, moving_average_decay, moving_average_half_life, *ramp)
         if compile:  # the networks in place: a compiled module would rename their weights
             generator.compile()
             discriminator.compile()
@@ -143,16 +152,14 @@ class GAN(Sampler, LightningModule):
         randomness.start_step(self.seed, self.step_number, *ranks, self.device, self.rewinds)
         hooked = self._has_update_hooks
         optimizers = map(step_uncounted, self.optimizers()) if hooked else iter(self.trainer.optimizers)
+        self.step_log.add_numbers(self._scheduled.set(self.step_number, self.trainer.max_steps))
         for game in self.games:
             self.play(game, batch, next(optimizers), next(optimizers))
-        if self.average is not None and self.step_number % self.average_every == 0:
-            with profiled("moving average"):
-                self.average.update_parameters(self.generator)
-        if self.schedule:
-            for schedule in self.lr_schedulers():  # type: ignore[union-attr]
-                schedule.step()
+        images = batch.size * self.trainer.world_size
+        if self.average is not None:
+            self.average.step(self.generator, self.step_number, images // self.discriminator_steps)
         if self.step_log.is_due:
-            self.step_log.write(images=batch.size * self.trainer.world_size)
+            self.step_log.write(images)
         count_step(self.trainer)
 
     def play(self, game: Game, batch: Batch, optimizer_d: Optimizer, optimizer_g: Optimizer) -> None:
@@ -172,21 +179,29 @@ class GAN(Sampler, LightningModule):
     def update_discriminator(self, game: Game, batch: Batch, fake: Tensor, optimizer: Optimizer) -> None:
         due = {name: penalty for name, penalty in self.regularizers.items() if self.step_number % penalty.every == 0}
         differentiated = {penalty.differentiates for penalty in due.values()}
+        critic = self.critic(game)
         with profiled("D: loss"):
-            real_scored = score(game.discriminator, batch.real, batch.condition, "real" in differentiated)
-            fake_scored = score(game.discriminator, fake, batch.condition, "fake" in differentiated)
+            real_scored = critic(batch.real, batch.condition, "real" in differentiated)
+            fake_scored = critic(fake, batch.condition, "fake" in differentiated)
             terms = self.discriminator_loss(game, batch, real_scored, fake_scored)
         with profiled("D: penalties"):
             for name, penalty in due.items():
-                value = penalty(game.discriminator, real_scored, fake_scored)
-                terms[name] = penalty.weight * penalty.every * value
+                value = penalty(critic, real_scored, fake_scored)
+                if value is not None:
+                    terms[name] = penalty.weight * penalty.every * value
         self.step_log.add_scores(game.tag, real_scored, fake_scored, self.loss.boundary)
+        self.step_log.add_augmentations(self.augmentations)
         self.update(game, "d", game.discriminator, optimizer, terms)
+        for penalty in due.values():
+            penalty.constrain(game.discriminator)
+        for augmentation in self.augmentations.values():
+            augmentation.observe(real_scored.logits.detach(), self.loss.boundary)
 
     def update_generator(self, game: Game, batch: Batch, fake: Tensor, optimizer: Optimizer) -> None:
         with profiled("G: loss"):
-            fake_scored = score(game.discriminator, fake, batch.condition)
-            real_scored = score(game.discriminator, batch.real, batch.condition) if self.needs_real else None
+            critic = self.critic(game)
+            fake_scored = critic(fake, batch.condition)
+            real_scored = critic(batch.real, batch.condition) if self.needs_real else None
             terms = self.generator_loss(game, batch, fake_scored, real_scored)
         self.step_log.add_loss_sensitivity(game.tag, self.loss, fake_scored, real_scored)
         self.update(game, "g", game.generator, optimizer, terms)
@@ -204,11 +219,15 @@ class GAN(Sampler, LightningModule):
             else:
                 self.trainer.strategy.pre_backward(total)
                 total.backward(inputs=trained)
-        self.step_log.add_update(game.tag, player, network, optimizer, {**terms, "total": total})
+        self.step_log.add_update(game.tag, player, network, {**terms, "total": total})
         if self.gradient_clip is not None:
             # not Lightning's clipping, which needlessly refuses fused optimizers under bf16-mixed
             nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
         optimizer.step()
+
+    def critic(self, game: Game) -> Critic:
+        """The one place where D sees samples."""
+        return Critic(game.discriminator, self.augmentations.values(), self.pack)
 
     def draw_latent(self, game: Game, count: int) -> Tensor | None:
         """This rank's rows of the latent of the whole batch."""
@@ -219,22 +238,37 @@ class GAN(Sampler, LightningModule):
     def configure_optimizers(self) -> Any:
         optimizers = []
         for game in self.games:
-            optimizers.append(self.discriminator_optimizer(game.discriminator.parameters()))
-            optimizers.append(self.generator_optimizer(game.generator.parameters()))
-        return optimizers, [self.schedule(optimizer) for optimizer in optimizers] if self.schedule else []
+            optimizers.append(make_optimizer(self.discriminator_optimizer, game.discriminator.parameters()))
+            optimizers.append(make_optimizer(self.generator_optimizer, game.generator.parameters()))
+        return optimizers
+
+    @cached_property
+    def _scheduled(self) -> Scheduled:
+        """The scheduled numbers. Collected once, because each step replaces the schedules by numbers."""
+        regularizers = {f"regularizer.{name}.": part for name, part in self.regularizers.items()}
+        augment = {f"augment.{name}.": part for name, part in self.augmentations.items()}
+        own = {"model.": self, "model.moving_average_": self.average, "loss.": self.loss}
+        return Scheduled({**own, **regularizers, **augment})
 
     def on_fit_start(self) -> None:
-        self._optimizer_options = OptimizerOptions(self.trainer.optimizers, is_scheduled=self.schedule is not None)
+        makers = [("discriminator_optimizer", self.discriminator_optimizer)]
+        makers += [("generator_optimizer", self.generator_optimizer)]
+        self._scheduled.optimizers = [
+            OptimizerOptions(f"model.{name}", make, optimizer, self.schedule)
+            for (name, make), optimizer in zip(makers * len(self.games), self.trainer.optimizers, strict=True)
+        ]
+        self._scheduled.set(1, self.trainer.max_steps)  # reports mistakes early
 
     def on_train_start(self) -> None:
         self._has_update_hooks = has_update_hooks(self, self.trainer)
-        self._optimizer_options.restore(self.trainer.optimizers)
+        self._scheduled.restore()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rewinds"] = self.rewinds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.rewinds = checkpoint["rewinds"]
+        checkpoint["state_dict"] = with_augment(checkpoint["state_dict"], self.state_dict())
 
     def on_validation_start(self) -> None:
         self.broadcast_buffers()
@@ -253,47 +287,12 @@ class GAN(Sampler, LightningModule):
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Load the weights of another run; the moving average starts as its average, or as its generator."""
-        self.load_state_dict(with_average(state, self.state_dict()))
-
-    # Sampling ----------------------------------------------------------------------------------------------------
-
-    @property
-    def sampling_generator(self) -> nn.Module:
-        """The generator that samples are drawn from: the moving average if there is one."""
-        return self.generator if self.average is None else self.average.module
+        own = self.state_dict()
+        self.load_state_dict(with_augment(with_average(state, own), own))
 
     @property
     def sampling_game(self) -> Game:
         return Game(self.sampling_generator, self.discriminator, self.latent)
-
-    @property
-    def condition_size(self) -> int | None:
-        """How many classes or attributes the generator is conditioned on; None if on none."""
-        return getattr(self.generator, "condition_size", None)
-
-    @torch.no_grad()
-    def sample(self, latent: Any, condition: Tensor | None = None) -> Tensor:
-        """Generate samples without changing the training state."""
-        generator = self.sampling_generator
-        with preserve_mode(generator):
-            generator.eval()
-            condition = None if condition is None else condition.to(self.device)
-            return self.generate(self.sampling_game, to_device(latent, self.device, self.dtype), condition)
-
-    def preview(self, data: TensorData, count: int) -> tuple[Tensor, int | None]:
-        """About `count` samples for a grid during training, and its number of columns, or None."""
-        return self.sample_grid(count, conditions=None if self.condition_size is None else data.conditions())
-
-    def sample_inputs(self, chunk: int, stream: Stream = Stream.SAMPLES) -> tuple[Any, Tensor | None]:
-        """Latents of the evaluation samples chunk * CHUNK, ..., and conditions like those of the data."""
-        assert self.latent is not None
-        latent = randomness.sample_chunk(self.latent, self.seed, chunk, stream)
-        latent = to_device(latent, self.device, self.dtype)
-        if self.condition_size is None:
-            return latent, None
-        draw = self.trainer.datamodule.draw_conditions  # type: ignore[attr-defined]
-        place = randomness.generator(self.seed, Stream.CONDITIONS, stream, chunk)
-        return latent, draw(CHUNK, place).to(self.device)
 
     def validation_step(self, chunk: int, batch_idx: int) -> Batch:  # type: ignore[override]
         latent, condition = self.sample_inputs(chunk)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import ceil, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ class LAPGAN(GAN):
     `train_levels` is the size, or list of sizes, to train; None trains all. The other levels keep their initial weights
     or those of `init_from`.
     """
+
+    augments: ClassVar[bool] = False
 
     def __init__(self, train_levels: Sequence[int] | int | None = None, **options: Any):
         super().__init__(**options)

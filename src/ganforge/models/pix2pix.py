@@ -10,6 +10,7 @@ from ganforge.content import Content
 from ganforge.data.base import Batch
 from ganforge.models.gan import GAN, Game, LossTerms
 from ganforge.regularizers import Scored
+from ganforge.schedules import Schedule, check_range
 
 
 class Pix2Pix(GAN):
@@ -19,16 +20,19 @@ class Pix2Pix(GAN):
     """
 
     from_images: ClassVar[bool] = True
+    augments: ClassVar[bool] = False
 
     def __init__(
-        self, content: Content, content_weight: float = 100.0, adversarial_weight: float = 1.0, **options: Any
+        self,
+        content: Content,
+        content_weight: float | Schedule = 100.0,
+        adversarial_weight: float | Schedule = 1.0,
+        **options: Any,
     ):
         super().__init__(**options)
-        if min(content_weight, adversarial_weight) < 0:
-            raise ValueError("content_weight and adversarial_weight must not be negative")
         self.content = content
-        self.content_weight = content_weight
-        self.adversarial_weight = adversarial_weight
+        self.content_weight = check_range("content_weight", content_weight, 0)
+        self.adversarial_weight = check_range("adversarial_weight", adversarial_weight, 0)
 
     def generator_loss(self, game: Game, batch: Batch, fake: Scored, real: Scored | None = None) -> LossTerms:
         adversarial = self.adversarial_weight * super().generator_loss(game, batch, fake, real)["adversarial"]

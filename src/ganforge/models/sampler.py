@@ -4,11 +4,13 @@ from math import ceil
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ganforge import randomness
-from ganforge.latents import Latent, cat_latents, index_latents
-from ganforge.randomness import CHUNK
+from ganforge.data.base import TensorData
+from ganforge.latents import Latent, cat_latents, index_latents, to_device
+from ganforge.models.ema import MovingAverage, preserve_mode
+from ganforge.randomness import CHUNK, Stream
 
 
 class Sampler:
@@ -53,3 +55,48 @@ class Sampler:
             condition = None if conditions is None else conditions[rows]
             found.append(self.sample(index_latents(latents, rows), condition))
         return torch.cat(found)[:count]
+
+
+class ModelSampler(Sampler):
+    """Samples of a LightningModule with a `generator`, for evaluation and previews. Training is not affected."""
+
+    generator: nn.Module
+    average: MovingAverage | None
+    device: Any
+    dtype: Any
+    trainer: Any
+    generate: Any
+    sampling_game: Any
+
+    @property
+    def sampling_generator(self) -> nn.Module:
+        """The generator that samples are drawn from: the moving average if there is one."""
+        return self.generator if self.average is None else self.average.module
+
+    @property
+    def condition_size(self) -> int | None:
+        """How many classes or attributes the generator is conditioned on; None if on none."""
+        return getattr(self.generator, "condition_size", None)
+
+    @torch.no_grad()
+    def sample(self, latent: Any, condition: Tensor | None = None) -> Tensor:
+        """Generate samples without changing the training state."""
+        generator = self.sampling_generator
+        with preserve_mode(generator):
+            generator.eval()
+            condition = None if condition is None else condition.to(self.device)
+            return self.generate(self.sampling_game, to_device(latent, self.device, self.dtype), condition)
+
+    def preview(self, data: TensorData, count: int) -> tuple[Tensor, int | None]:
+        """About `count` samples for a grid during training, and its number of columns, or None."""
+        return self.sample_grid(count, conditions=None if self.condition_size is None else data.conditions())
+
+    def sample_inputs(self, chunk: int, stream: Stream = Stream.SAMPLES) -> tuple[Any, Tensor | None]:
+        """Latents of the evaluation samples chunk * CHUNK, ..., and conditions like those of the data."""
+        assert self.latent is not None
+        latent = randomness.sample_chunk(self.latent, self.seed, chunk, stream)
+        latent = to_device(latent, self.device, self.dtype)
+        if self.condition_size is None:
+            return latent, None
+        place = randomness.generator(self.seed, Stream.CONDITIONS, stream, chunk)
+        return latent, self.trainer.datamodule.draw_conditions(CHUNK, place).to(self.device)

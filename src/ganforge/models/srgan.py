@@ -12,6 +12,7 @@ from ganforge.models.gan import Game, LossTerms
 from ganforge.models.pix2pix import Pix2Pix
 from ganforge.models.tiling import in_tiles
 from ganforge.regularizers import Scored
+from ganforge.schedules import Schedule, check_range
 
 log = logging.getLogger(__name__)
 
@@ -20,17 +21,16 @@ class SRGAN(Pix2Pix):
     """`stage` pretrain minimizes only the squared error of pixels; stage adversarial starts from it (`init_from`).
 
     `pixel_weight` adds the squared error to the second stage as well (0 in the paper): features alone do not constrain
-    contrast. The weight of the adversarial loss rises linearly over the first `adversarial_ramp` steps. Images of more
-    than `tile` pixels a side are made in tiles that overlap by `margin`; null: always whole.
+    contrast. Images of more than `tile` pixels a side are made in tiles that overlap by `margin`; null: always whole.
     """
 
+    augments: ClassVar[bool] = True  # D sees no condition
     keeps_colours: ClassVar[bool] = True
 
     def __init__(
         self,
         stage: str = "pretrain",
-        pixel_weight: float = 0.0,
-        adversarial_ramp: int = 0,
+        pixel_weight: float | Schedule = 0.0,
         tile: int | None = 256,
         margin: int = 48,
         **options: Any,
@@ -38,18 +38,15 @@ class SRGAN(Pix2Pix):
         super().__init__(**options)
         if stage not in ("pretrain", "adversarial"):
             raise ValueError(f"stage={stage}: must be pretrain or adversarial")
-        if min(pixel_weight, adversarial_ramp, margin) < 0 or (tile is not None and tile < 1):
-            raise ValueError(
-                "pixel_weight, adversarial_ramp and margin must not be negative, and tile at least 1, or null"
-            )
+        if margin < 0 or (tile is not None and tile < 1):
+            raise ValueError(f"margin={margin}, tile={tile}: must not be negative, and at least 1, or null")
         self.stage = stage
         self.pixels = Pixels(power=2)
         if stage == "pretrain":
             self.content = self.pixels  # needs no downloaded weights
             self.discriminator_steps = 1  # D is not trained: load one batch per step
             self.discriminator.requires_grad_(False)
-        self.pixel_weight = pixel_weight
-        self.adversarial_ramp = adversarial_ramp
+        self.pixel_weight = check_range("pixel_weight", pixel_weight, 0)
         self.tile = tile
         self.margin = margin
 
@@ -71,8 +68,6 @@ class SRGAN(Pix2Pix):
         terms = super().generator_loss(game, batch, fake, real)
         if self.pixel_weight:
             terms["pixels"] = self.pixel_weight * self.pixels(fake.samples, batch.real)
-        if self.adversarial_ramp:
-            terms["adversarial"] = min(1.0, self.step_number / self.adversarial_ramp) * terms["adversarial"]
         return terms
 
     def generate(self, game: Game, latent: Any, condition: Any) -> Tensor:

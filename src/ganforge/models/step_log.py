@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from ganforge.augment import Augmentation
 from ganforge.losses import Loss
 from ganforge.regularizers import Scored
 
@@ -50,6 +50,18 @@ class StepLog:
         if self.is_due:
             self._collected[name] = value.detach().mean().float().to(self._trainer.strategy.root_device)
 
+    def add_numbers(self, numbers: Mapping[str, float]) -> None:
+        """Log the scheduled numbers of the step."""
+        for name, number in numbers.items():
+            self.add(f"schedule/{name}", torch.tensor(float(number)))
+
+    def add_augmentations(self, augmentations: Mapping[str, Augmentation]) -> None:
+        """Log what augmentations adapt, such as ADA's probability."""
+        if self.is_due:
+            for name, augmentation in augmentations.items():
+                for key, value in augmentation.logged().items():
+                    self.add(f"augment/{name}.{key}", value.float())
+
     def add_scores(self, tag: Tag, real: Scored, fake: Scored, boundary: float | None) -> None:
         """Log D's logits, its accuracy at a decision `boundary`, and the diversity of the fakes."""
         if not self.is_due:
@@ -77,9 +89,7 @@ class StepLog:
         value = loss.generator(logits, None if real is None else real.logits.detach())
         self.add(tag("slope"), torch.autograd.grad(value, logits)[0].abs().sum())
 
-    def add_update(
-        self, tag: Tag, player: str, network: nn.Module, optimizer: Optimizer, terms: Mapping[str, Tensor]
-    ) -> None:
+    def add_update(self, tag: Tag, player: str, network: nn.Module, terms: Mapping[str, Tensor]) -> None:
         """Log the loss terms of an update and the norms of its gradients and weights."""
         for name, term in terms.items():
             self.terms[tag(f"loss_{player}/{name}")] = term.detach()
@@ -88,9 +98,6 @@ class StepLog:
             gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
             self.add(tag(f"gradient_norm/{player}"), nn.utils.get_total_norm(gradients))
             self.add(tag(f"weight_norm/{player}"), nn.utils.get_total_norm(network.parameters()))
-            group = optimizer.param_groups[0]
-            if "initial_lr" in group:  # set by learning rate schedulers
-                self.add(tag(f"learning_rate/{player}"), torch.tensor(group["lr"]))
 
     def write(self, images: int) -> None:
         """Write what this step collected; `images` is the size of the whole batch."""

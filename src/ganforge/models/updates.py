@@ -1,6 +1,6 @@
-"""What surrounds the optimizer calls of a step: frozen opponents, options of optimizers, hooks, names for profilers."""
+"""What surrounds the optimizer calls of a step: frozen opponents, hooks, names for profilers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -47,26 +47,3 @@ def has_update_hooks(module: LightningModule, trainer: Trainer) -> bool:
         or any(is_overridden(hook, callback, parent=Callback) for callback in callbacks)
         for hook in UPDATE_HOOKS
     )
-
-
-class OptimizerOptions:
-    """The optimizer options from the config, restored after a checkpoint is loaded.
-
-    A checkpoint restores all options. Those that a schedule moves are the checkpoint's.
-    """
-
-    def __init__(self, optimizers: Iterable[Optimizer], is_scheduled: bool):
-        self._options = []
-        for group in _groups(optimizers):
-            scheduled = ["lr", "initial_lr"] if is_scheduled else []
-            if "max_momentum" in group:  # CyclicLR and OneCycleLR also move the momentum
-                scheduled += ["betas", "momentum"]
-            self._options.append({key: group[key] for key in group if key not in ("params", *scheduled)})
-
-    def restore(self, optimizers: Iterable[Optimizer]) -> None:
-        for group, options in zip(_groups(optimizers), self._options, strict=True):
-            group.update(options)
-
-
-def _groups(optimizers: Iterable[Optimizer]) -> Iterator[dict[str, Any]]:
-    return (group for optimizer in optimizers for group in optimizer.param_groups)

@@ -164,7 +164,8 @@ def check_text(text: str) -> None:
 
 
 _KEY = r"\.*\w+(?:\.\w+)*"
-_RESOLVER = r"condition_size:(?:\0|\{[^${}]*\})|slurm:\w+"
+_NUMBERS = r"(?:linear|cosine|packed):[-+.,\w\0 ]*"
+_RESOLVER = rf"condition_size:(?:\0|\{{[^${{}}]*\}})|slurm:\w+|{_NUMBERS}"
 _INTERPOLATION = re.compile(rf"\$\{{(?:{_KEY}|oc\.select:{_KEY}(?:,[^${{}}'\"\s]*)?|{_RESOLVER})\}}")
 """An allowed interpolation with no other inside: a key, or a resolver that `conf/` uses in the groups of a record.
 
