@@ -148,13 +148,9 @@ def test_every_variant_resumes(tmp_path: Path, pictures: Path, fake_mnist: Path,
     else:
         options += [f"data.root={fake_mnist}", "evaluate_every=2", "data.num_samples=64"]
     if model == "srgan":
-<<<<<<< HEAD
-        options += ["degradation=bicubic", "model.adversarial_ramp=4"]
+        options += ["degradation=bicubic", "model.adversarial_weight=${linear:0,1e-3,4}"]
     if model == "stylegan2":  # with noise, mixing and means
         options += ["model.path_length_weight=2", "model.path_length_every=2"]
-=======
-        options += ["degradation=bicubic", "model.adversarial_weight=${linear:0,1e-3,4}"]
->>>>>>> main
     full, resumed = Recorder(tmp_path / "kept"), Recorder()
     fitted(tmp_path / "full", *options, callbacks=[full])
     fitted(tmp_path / "resumed", *options, callbacks=[resumed], checkpoint=tmp_path / "kept" / "2.ckpt")

@@ -10,6 +10,7 @@ from ganforge.data.base import Batch
 from ganforge.models.gan import GAN, Game, LossTerms
 from ganforge.networks.stylegan2 import in_float32
 from ganforge.regularizers import Scored
+from ganforge.schedules import Schedule, check_range
 
 PATH_LENGTH_DECAY = 0.99
 """Of the running mean, per penalty."""
@@ -24,13 +25,11 @@ class StyleGAN2(GAN):
 
     path_length_mean: Tensor
 
-    def __init__(self, path_length_weight: float = 0.0, path_length_every: int = 4, **options: Any):
+    def __init__(self, path_length_weight: float | Schedule = 0.0, path_length_every: int = 4, **options: Any):
         super().__init__(**options)
-        if path_length_weight < 0:
-            raise ValueError(f"path_length_weight={path_length_weight}: must not be negative")
         if path_length_every < 1:
             raise ValueError(f"path_length_every={path_length_every}: must be at least 1")
-        self.path_length_weight = path_length_weight
+        self.path_length_weight = check_range("path_length_weight", path_length_weight, 0)
         self.path_length_every = path_length_every
         self.register_buffer("path_length_mean", torch.zeros(()))
 
