@@ -49,6 +49,9 @@ TINY = {
 }
 TINY["lapgan_conditional"] = TINY["lapgan"]
 TINY |= {name: [*TINY_DCGAN, "model.discriminator_steps=2"] for name in ("sngan", "sngan_conditional", "wgan_gp")}
+TINY["stylegan2"] = [*TINY_DCGAN, "model.latent.size=8", "model.generator.w_size=8", "model.generator.max_width=8"]
+TINY["stylegan2"].append("model.discriminator.max_width=8")
+TINY["stylegan2_conditional"] = TINY["stylegan2"]
 
 
 def tiny(model: str, *overrides: str) -> list[str]:

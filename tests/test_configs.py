@@ -46,7 +46,7 @@ NEEDS |= {("experiment", f"pix2pix_{kind}"): PHOTOGRAPHS[1:2] for kind in ("quic
 NEEDS |= {
     ("experiment", name): ["data.root=somewhere", "extractor=digits"]
     for name in (
-        *(f"{model}_paper" for model in ("lapgan", "sngan", "wgan_gp", "lsgan", "r3gan", "fastgan")),
+        *(f"{model}_paper" for model in ("lapgan", "sngan", "wgan_gp", "lsgan", "r3gan", "fastgan", "stylegan2")),
         "fastgan_quick",
     )
 }
@@ -125,7 +125,7 @@ def test_every_module_can_be_imported_first(tmp_path: Path) -> None:
 
 CONDITIONAL = (
     *("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional"),
-    *("sngan_conditional", "r3gan_conditional"),
+    *("sngan_conditional", "r3gan_conditional", "stylegan2_conditional"),
 )
 CONDITIONS: dict[str, Any] = {
     "celeba": ["data.condition=attributes", "data.attributes=[Smiling]"],

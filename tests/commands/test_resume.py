@@ -137,7 +137,7 @@ LIKE_CGAN = ["cgan_conv", "cgan_projection"]
 """Which differ from it in their networks only."""
 
 
-ALWAYS = ["lapgan_conditional", "pix2pix", "sngan_conditional"]
+ALWAYS = ["lapgan_conditional", "pix2pix", "sngan_conditional", "stylegan2"]
 
 
 @pytest.mark.parametrize("model", [*ALWAYS, *map(slow, ("cgan", *LIKE_CGAN, "srgan"))])
@@ -150,6 +150,8 @@ def test_every_variant_resumes(tmp_path: Path, pictures: Path, fake_mnist: Path,
         options += [f"data.root={fake_mnist}", "evaluate_every=2", "data.num_samples=64"]
     if model == "srgan":
         options += ["degradation=bicubic", "model.adversarial_weight=${linear:0,1e-3,4}"]
+    if model == "stylegan2":  # with noise, mixing and means
+        options += ["model.path_length_weight=2", "model.path_length_every=2"]
     full, resumed = Recorder(tmp_path / "kept"), Recorder()
     fitted(tmp_path / "full", *options, callbacks=[full])
     fitted(tmp_path / "resumed", *options, callbacks=[resumed], checkpoint=tmp_path / "kept" / "2.ckpt")

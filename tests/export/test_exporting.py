@@ -35,6 +35,7 @@ MODELS = {
     "sngan_conditional": tiny("sngan_conditional"),
     "lapgan": tiny("lapgan"),
     "lapgan_conditional": tiny("lapgan_conditional"),
+    "stylegan2": tiny("stylegan2_conditional"),
     "srgan": tiny("srgan", *PHOTOGRAPHS, "model.tile=20"),
     "pix2pix": tiny("pix2pix", *PHOTOGRAPHS, "degradation=grayscale", "model.generator.dropout=0.5"),
 }
@@ -48,11 +49,12 @@ INPUTS = {
     "srgan": {"image": ("N", 3, "H", "W")},
     "pix2pix": {"image": ("N", 1, "H", "W")},
 }
+INPUTS["stylegan2"] = {"latent": ("N", 8), "label": ("N",)}
 INPUTS["lapgan_conditional"] = {**INPUTS["lapgan"], "label": ("N",)}
 ALWAYS = {
     "onnx": ("lapgan_conditional", "srgan"),
     "torch_export": ("cgan_conv", "srgan"),
-    "safetensors": ("gan", "lapgan_conditional", "pix2pix"),
+    "safetensors": ("gan", "lapgan_conditional", "pix2pix", "stylegan2"),
 }
 """What is exported on every change: each kind of input in some format, and labels and open sizes in those of others."""
 CASES = [(name, kind) if name in ALWAYS[kind] else slow(name, kind) for name in MODELS for kind in FORMATS]

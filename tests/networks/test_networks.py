@@ -21,9 +21,9 @@ def test_dcgan_shapes(size: int, kernel_size: int, extra: int) -> None:
     assert discriminator(fake).shape == (2,)
 
 
-@pytest.mark.parametrize("size", [16, 27, 30, 50, 100, 160])
+@pytest.mark.parametrize("size", [4, 27, 30, 50, 100])
 def test_dcgan_refuses_sizes_it_cannot_make(size: int) -> None:
-    with pytest.raises(ValueError, match=r"28, 32, .*128.*data.image_size"):
+    with pytest.raises(ValueError, match=r"such as 28, 32, .*data\.image_size"):
         dcgan.Generator(3, size, 1)
 
 

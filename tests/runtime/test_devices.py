@@ -91,9 +91,15 @@ def fit_and_compare(folder: Path, *overrides: str) -> tuple[list[int], float]:
     return same_weights.equal_at, torch.cat([buffer.double().flatten() for buffer in model.buffers()]).sum().item()
 
 
-def test_ranks_keep_equal_weights_with_batch_norm(tmp_path: Path, fake_mnist: Path, two_ranks: Ranks) -> None:
-    options = ["model=dcgan", *TINY_DCGAN, f"data.root={fake_mnist}", "data.batch_size=16", "trainer=cpu"]
+@pytest.mark.parametrize("name", ["dcgan", slow("stylegan2")])
+def test_ranks_keep_equal_weights_whose_buffers_differ(
+    tmp_path: Path, fake_mnist: Path, two_ranks: Ranks, name: str
+) -> None:
+    """The statistics of BatchNorm, and StyleGAN2's mean w and mean path length."""
+    options = [*tiny(name), f"data.root={fake_mnist}", "data.batch_size=16", "trainer=cpu"]
     options += ["trainer.max_steps=5", "trainer.devices=2"]
+    if name == "stylegan2":
+        options += ["model.path_length_weight=2", "model.path_length_every=2"]
     (equal_at, first), (_, second) = two_ranks.call(fit_and_compare, tmp_path / "run", *options)
     assert equal_at == [1, 2, 3, 4, 5]
     assert first == second, "the last checkpoint gave all ranks the buffers of rank 0"

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ganforge.commands.styles import check_style_options, mix_styles
 from ganforge.commands.translate import translate, writing_to
 from ganforge.experiment.load import load_run
 from ganforge.experiment.validate import check_count, check_flag, check_seed
@@ -37,17 +38,30 @@ def sample(config: DictConfig) -> None:
     labels = config.labels if config.labels is None or OmegaConf.is_list(config.labels) else [config.labels]
     interface = None if model.condition_size is None else interface_of(model, record)
     conditions = None if interface is None else interface.conditions(None if labels is None else list(labels))
-    draw = interpolate if config.interpolate else GAN.sample_grid
-    samples, columns = draw(model, config.num_samples, config.seed, conditions)
-    name = f"{'walk' if config.interpolate else 'samples'}-seed-{config.seed}"
+    samples, columns, name = draw(model, config, conditions)
     row_names = None
     if interface is not None and labels is not None:
         row_names = label_names(labels, conditions, interface.names)
         name += safe_file_name("-labels-" + "-".join(row_names))
-    row_names = None if config.interpolate else row_names
+    row_names = None if config.interpolate or config.style_mixing else row_names
     with writing_to(output):
         path = write(samples, output, name, config.format if config.separate else None, columns, row_names)
         print(printable(path))
+
+
+def draw(model: GAN, config: DictConfig, conditions: Tensor | None) -> tuple[Tensor, int | None, str]:
+    """The samples, the columns of their grid, None if any number will do, and the name of the file."""
+    count, seed = config.num_samples, config.seed
+    name = f"seed-{seed}"
+    if config.truncation != 1:
+        model.sampling_generator.truncation = config.truncation
+        name += f"-truncation-{config.truncation:g}"
+    if config.style_mixing:
+        layers = config.style_layers
+        return *mix_styles(model, count, seed, conditions, layers), f"mixed-{layers}-{name}"
+    if config.interpolate:
+        return *interpolate(model, count, seed, conditions), f"walk-{name}"
+    return *model.sample_grid(count, seed, conditions), f"samples-{name}"
 
 
 def check_options(model: GAN, config: DictConfig) -> None:
@@ -56,7 +70,7 @@ def check_options(model: GAN, config: DictConfig) -> None:
     check_seed(config.seed)
     if not config.output:
         raise UserError("output= must name a folder")
-    for option in ("interpolate", "separate"):
+    for option in ("interpolate", "separate", "style_mixing"):
         check_flag(option, config[option])
     if config.format not in ("png", "npz"):
         raise UserError(f"format={config.format}: must be png or npz, with separate=true")
@@ -70,6 +84,7 @@ def check_options(model: GAN, config: DictConfig) -> None:
         raise UserError(f"input={config.input}: this model samples from noise. Leave out input=")
     if config.labels is not None and model.condition_size is None:
         raise UserError("labels=: this model is not conditioned on labels. Leave it out")
+    check_style_options(model, config)
 
 
 def label_names(labels: Sequence[Any], conditions: Tensor | None, class_names: Sequence[str] | None) -> list[str]:

@@ -38,8 +38,8 @@ def check_pack(model: GAN) -> None:
     """Check that D can score packs of samples."""
     if model.pack > 1 and (model.condition_size is not None or model.latent is None or len(model.games) != 1):
         raise UserError(
-            f"model.pack={model.pack}: only unconditional discriminators score packs of samples, such as those of "
-            "model=gan and model=dcgan. Use model.pack=1"
+            f"model.pack={model.pack}: only unconditional discriminators score packs of samples, such as that of "
+            "model=dcgan. Use model.pack=1"
         )
 
 
