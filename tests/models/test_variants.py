@@ -65,7 +65,9 @@ def test_conditions_matter_and_are_learnt(tmp_path: Path, fake_mnist: Path, name
             model.critic(game)(samples, seen.condition) for samples in (seen.real, fake.detach(), fake)
         )
         sum(model.discriminator_loss(game, seen, real, detached).values()).backward()  # type: ignore[union-attr]
-        model.generator_loss(game, seen, scored)["adversarial"].backward()
+        model.generator_loss(game, seen, scored, model.critic(game)(seen.real, seen.condition))[
+            "adversarial"
+        ].backward()
         for network in (game.generator, game.discriminator):
             rows = [m.weight.grad for m in network.modules() if type(m).__name__ == "Embedding"]
             assert rows, f"{type(network).__name__} has no embedding"
