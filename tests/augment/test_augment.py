@@ -288,9 +288,10 @@ def test_probability_stays_between_0_and_1() -> None:
         assert ada.probability.item() == pytest.approx(expected)
 
 
-def test_probability_counts_images_not_patches() -> None:
+@pytest.mark.parametrize("pack", [1, 2])
+def test_probability_counts_images_not_patches_or_packs(pack: int) -> None:
     ada = ADA(ramp_images=1000, every=1)
-    ada.observe(torch.ones(10, 1, 4, 4), boundary=0.0)
+    ada.observe(torch.ones(10 // pack, 1, 4, 4), boundary=0.0, pack=pack)
     assert ada.logged()["probability"].item() == pytest.approx(0.01)
 
 

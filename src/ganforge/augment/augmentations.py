@@ -44,8 +44,11 @@ class Augmentation(nn.Module):
         """The augmented samples, in float32 or float64 as given."""
         raise NotImplementedError
 
-    def observe(self, real_logits: Tensor, boundary: float | None) -> None:
-        """Called once per update of D, on every rank, with the logits of this rank's augmented real samples."""
+    def observe(self, real_logits: Tensor, boundary: float | None, pack: int = 1) -> None:
+        """Called once per update of D, on every rank, with the logits of this rank's augmented real samples.
+
+        Each row of the logits is that of `pack` samples.
+        """
 
     def logged(self) -> dict[str, Tensor]:
         """Scalars to log, under their names."""
@@ -237,14 +240,14 @@ class ADA(Pipeline):
         return self.level * self.UNIT
 
     @torch.no_grad()
-    def observe(self, real_logits: Tensor, boundary: float | None) -> None:
+    def observe(self, real_logits: Tensor, boundary: float | None, pack: int = 1) -> None:
         if boundary is None:
             raise UserError(
                 "augment=ada follows the sign of the logits of real samples, which has no meaning with this loss: "
                 "choose augment=fixed"
             )
         signs = (real_logits > boundary).sum() - (real_logits < boundary).sum()
-        sizes = real_logits.new_tensor([real_logits.numel(), len(real_logits)], dtype=torch.int64)
+        sizes = real_logits.new_tensor([real_logits.numel(), pack * len(real_logits)], dtype=torch.int64)
         counts = torch.cat([signs.view(1), sizes])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)  # the same probability on every rank
