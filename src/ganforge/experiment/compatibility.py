@@ -123,16 +123,15 @@ def check_devices(config: DictConfig, model: GAN) -> None:
     """Check that the devices can divide a batch evenly. Warns if BatchNorm differs between processes."""
     devices = device_count(config.trainer)
     rows = config.data.batch_size // devices
-    pack = config.model.get("pack", 1)
-    if rows % pack:
-        raise UserError(
-            f"data.batch_size={config.data.batch_size}: the {rows} samples of each device are not divisible by "
-            f"model.pack={pack}"
-        )
     if config.data.batch_size % devices:
         raise UserError(
             f"data.batch_size={config.data.batch_size} is not divisible by {devices} devices: use "
             f"{rows * devices or devices}"
+        )
+    if rows % model.pack:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size}: the {rows} samples of each device are not divisible by "
+            f"model.pack={model.pack}"
         )
     if devices > 1 and on_cpu(config.trainer) and rank() == 0 and _trains_batch_norm(model):
         log.warning(
