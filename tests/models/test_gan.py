@@ -234,6 +234,12 @@ def test_moving_average_follows_its_definition(options: dict[str, Any]) -> None:
     assert not any(p.requires_grad for p in average.parameters())
 
 
+@pytest.mark.parametrize("options", [{"rampup": 0.0}, {"rampup": -1.0}, {"every": 0}, {"half_life": -1}])
+def test_senseless_options_of_the_moving_average_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"moving_average_{next(iter(options))}="):
+        MovingAverage(nn.Linear(1, 1), **options)
+
+
 def test_sampling_uses_the_average_and_leaves_no_trace(tmp_path: Path, fake_mnist: Path) -> None:
     options = ["model=dcgan", f"data.root={fake_mnist}", "data.batch_size=16", "trainer.max_steps=6"]
     options += ["model.moving_average_every=2", *TINY_DCGAN]
