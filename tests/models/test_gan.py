@@ -336,6 +336,7 @@ def test_every_precision_clips_penalizes_and_averages(tmp_path: Path, precision:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_points_reach_the_parabola(tmp_path: Path) -> None:
     model = fitted(tmp_path, "model=gan", "data=quadratic", "trainer.max_steps=20000", "sample_every=20000").model
     x, y = model.samples(2000, seed=1).T
