@@ -394,7 +394,10 @@ TRACES = {
 }
 
 
-@pytest.mark.parametrize("name", [slow(name) if name in ("lapgan", "dcgan_5x5", "sngan") else name for name in TRACES])
+RARE = ("lapgan", "dcgan_5x5", "sngan", "fastgan", "cgan_conv")
+
+
+@pytest.mark.parametrize("name", [slow(name) if name in RARE else name for name in TRACES])
 def test_golden_trace(tmp_path: Path, fake_mnist: Path, pictures: Path, name: str) -> None:
     """20 seeded steps give the losses they gave before. In double precision, so that another processor gives them too.
 
