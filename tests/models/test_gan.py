@@ -342,6 +342,7 @@ def test_every_precision_clips_penalizes_and_averages(tmp_path: Path, precision:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_points_reach_the_parabola(tmp_path: Path) -> None:
     model = fitted(tmp_path, "model=gan", "data=quadratic", "trainer.max_steps=20000", "sample_every=20000").model
     x, y = model.samples(2000, seed=1).T
@@ -399,7 +400,10 @@ TRACES = {
 }
 
 
-@pytest.mark.parametrize("name", [slow(name) if name in ("lapgan", "dcgan_5x5", "sngan") else name for name in TRACES])
+RARE = ("lapgan", "dcgan_5x5", "sngan", "fastgan", "cgan_conv")
+
+
+@pytest.mark.parametrize("name", [slow(name) if name in RARE else name for name in TRACES])
 def test_golden_trace(tmp_path: Path, fake_mnist: Path, pictures: Path, name: str) -> None:
     """20 seeded steps give the losses they gave before. In double precision, so that another processor gives them too.
 
