@@ -51,7 +51,7 @@ class Linear(Schedule):
     """Along a straight line."""
 
     def value(self, position: float) -> float:
-        return self.start + (self.end - self.start) * position
+        return self.start * (1 - position) + self.end * position  # exact at both ends
 
 
 class Cosine(Schedule):

@@ -434,7 +434,7 @@ def test_terms_of_the_second_stage(tmp_path: Path, pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["model=gan", "data=ring", "augment=ada"], "augment=ada transforms images, not points"),
+        (["model=gan", "data=ring", "augment=ada"], "augment=ada: it transforms images, not points"),
         (["model=dcgan", "loss=relativistic", "augment=ada"], r"augment=ada follows the signs .* augment=fixed"),
         (["model=lapgan", "augment=diffaugment"], "augment=diffaugment would misalign images"),
         (["model=cgan", "model.pack=2"], r"model\.pack=2: only unconditional discriminators"),

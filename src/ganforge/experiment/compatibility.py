@@ -51,8 +51,10 @@ def check_augment(config: DictConfig, model: GAN) -> None:
                 f"augment.{name} is a {type(augmentation).__name__}: it needs a class that derives from "
                 "ganforge.augment.Augmentation"
             )
-        if augmentation.needs_images and len(config.data.shape) != 3:
-            raise UserError(f"augment={name} transforms images, not points: use augment=none or instance_noise")
+        try:
+            augmentation.check_shape(config.data.shape)
+        except UserError as error:
+            raise UserError(f"augment={name}: {error}") from error
         if augmentation.needs_images and not model.augments:
             raise UserError(
                 f"augment={name} would misalign images with the images that they are conditioned on: use augment=none"
