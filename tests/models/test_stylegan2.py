@@ -59,7 +59,7 @@ def test_path_lengths_are_penalized_lazily(tmp_path: Path, fake_mnist: Path) -> 
         (["model.generator.style_mixing=2"], "style_mixing=2"),
         (["model.generator.mapping_layers=0"], "mapping_layers=0"),
         (["model.generator.w_size=0"], "w_size=0"),
-        (["model.discriminator.group_size=1"], "group_size=1"),
+        (["model.discriminator.std_group_size=1"], "group_size=1"),
         (["model.discriminator.width=0"], "width=0"),
     ],
 )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, interpolate
 
 from ganforge.networks.equalized import Conv, Linear, LowPass
-from ganforge.networks.stylegan2 import SIZES, Generator, ModulatedConv, ToImage
+from ganforge.networks.stylegan2 import Generator, ModulatedConv, ToImage
 from ganforge.networks.stylegan2_discriminator import Discriminator, MinibatchStd
 
 SMALL = {"width": 4, "max_width": 8}
@@ -17,17 +17,17 @@ def generator(**options: object) -> Generator:
     return Generator(**{"latent_size": 6, "image_size": 28, "channels": 1, "w_size": 5, **SMALL, **options})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [28, 32, 40, 64, 96, 256])
 def test_shapes(size: int) -> None:
     fake = generator(image_size=size, channels=3, width=1)(torch.randn(2, 6))
     assert fake.shape == (2, 3, size, size)
     assert Discriminator(size, 3, width=1, max_width=4)(fake).shape == (2,)
 
 
-@pytest.mark.parametrize("size", [16, 27, 30, 100, 512])
+@pytest.mark.parametrize("size", [4, 27, 30, 100])
 def test_sizes_that_it_cannot_make_are_refused(size: int) -> None:
     for make in (lambda: generator(image_size=size), lambda: Discriminator(size, 1)):
-        with pytest.raises(ValueError, match=r"28, 32, .*256 pixels.*data\.image_size"):
+        with pytest.raises(ValueError, match=r"image_size=.*: must be .* data\.image_size"):
             make()
 
 

@@ -6,22 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from ganforge.networks import dcgan
-from ganforge.networks.layers import FOR_VECTORS, Layer, Normalization, apply_spectral_norm, normalization_layer
-
-
-class Embedding(nn.Module):
-    """Labels (N,) to learnt vectors (N, features), or attributes (N, size) of 0 or 1 to the sums of their vectors."""
-
-    def __init__(self, size: int, features: int, std: float = 1.0):
-        super().__init__()
-        self.weight = nn.Parameter(std * torch.randn(size, features))
-
-    def forward(self, condition: Tensor) -> Tensor:
-        weight = self.weight  # once: a parametrization computes it each time
-        return embedding(condition, weight) if condition.ndim == 1 else condition.to(weight.dtype) @ weight
+from ganforge.networks.layers import (
+    FOR_VECTORS,
+    Embedding,
+    Layer,
+    Normalization,
+    apply_spectral_norm,
+    normalization_layer,
+)
 
 
 class Generator(nn.Module):

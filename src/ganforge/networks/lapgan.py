@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ganforge.networks import mlp
-from ganforge.networks.conditional import Embedding
-from ganforge.networks.layers import apply_spectral_norm
+from ganforge.networks.layers import Embedding, apply_spectral_norm
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
 from torch.nn.utils.parametrizations import spectral_norm
 
 Layer = Callable[..., nn.Module]
@@ -73,3 +75,15 @@ def map_sizes(image_size: int) -> list[int]:
             "with data.image_size"
         )
     return [image_size >> halvings for halvings in reversed(range(doublings + 1))]
+
+
+class Embedding(nn.Module):
+    """Labels (N,) to learnt vectors (N, features), or attributes (N, size) of 0 or 1 to the sums of their vectors."""
+
+    def __init__(self, size: int, features: int, std: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(std * torch.randn(size, features))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        weight = self.weight  # once: a parametrization computes it each time
+        return embedding(condition, weight) if condition.ndim == 1 else condition.to(weight.dtype) @ weight

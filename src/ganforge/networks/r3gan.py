@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.functional import conv2d, conv_transpose2d
 
-from ganforge.networks.conditional import Embedding
-from ganforge.networks.layers import map_sizes
+from ganforge.networks.layers import Embedding, map_sizes
 
 Weighted = TypeVar("Weighted", bound=nn.Linear | nn.Conv2d)
 

@@ -8,8 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from ganforge.networks.conditional import Embedding
-from ganforge.networks.layers import Layer, Normalization, apply_spectral_norm, map_sizes, normalization_layer
+from ganforge.networks.layers import (
+    Embedding,
+    Layer,
+    Normalization,
+    apply_spectral_norm,
+    map_sizes,
+    normalization_layer,
+)
 
 
 def level_widths(image_size: int, width: int) -> list[int]:

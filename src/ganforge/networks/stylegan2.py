@@ -8,33 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, interpolate
 
-from ganforge.networks.conditional import Embedding
 from ganforge.networks.equalized import GAIN, Linear, LowPass, activate
-from ganforge.networks.layers import Layer
-
-SIZES = (28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
-"""Image sizes that are reached by doubling a map of 4 to 7 pixels."""
+from ganforge.networks.layers import Embedding, Layer, map_sizes
 
 W_AVERAGE_DECAY = 0.998
 """Per batch of latents."""
-
-
-def resolutions(image_size: int) -> list[int]:
-    """The sides of the maps from coarse to fine: 28 -> [7, 14, 28], 64 -> [4, 8, 16, 32, 64]."""
-    if image_size not in SIZES:
-        raise ValueError(
-            f"image_size={image_size}: StyleGAN2 makes images of {', '.join(map(str, SIZES))} pixels; choose one with "
-            "data.image_size"
-        )
-    doublings = (image_size // 4).bit_length() - 1
-    return [image_size // 2**i for i in reversed(range(doublings + 1))]
 
 
 def channel_counts(image_size: int, width: int, max_width: int) -> list[int]:
     """Channels at each resolution: `width` at the finest, doubled at each coarser one up to `max_width`."""
     if min(width, max_width) < 1:
         raise ValueError(f"width={width}, max_width={max_width}: must be at least 1")
-    return [min(width * (image_size // side), max_width) for side in resolutions(image_size)]
+    return [min(width * (image_size // side), max_width) for side in map_sizes(image_size)]
 
 
 def in_float32(features: Tensor) -> AbstractContextManager[object]:
@@ -151,7 +136,7 @@ class Synthesis(nn.Module):
         self, image_size: int, channels: int, w_size: int, width: int, max_width: int, output: Layer | None = None
     ):
         super().__init__()
-        self.sides = resolutions(image_size)
+        self.sides = map_sizes(image_size)
         widths = channel_counts(image_size, width, max_width)
         self.constant = nn.Parameter(torch.randn(1, widths[0], self.sides[0], self.sides[0]))
         self.layers = nn.ModuleList([StyleLayer(w_size, widths[0], widths[0], self.sides[0])])

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ganforge.networks.equalized import GAIN, Conv, Linear, LowPass, activate
-from ganforge.networks.stylegan2 import Mapping, channel_counts, in_float32, resolutions
+from ganforge.networks.layers import map_sizes
+from ganforge.networks.stylegan2 import Mapping, channel_counts, in_float32
 
 
 class MinibatchStd(nn.Module):
@@ -65,14 +66,14 @@ class Discriminator(nn.Module):
         width: int = 32,
         max_width: int = 512,
         mapping_layers: int = 2,
-        group_size: int = 4,
+        std_group_size: int = 4,
     ):
         super().__init__()
         widths = channel_counts(image_size, width, max_width)[::-1]
-        side, coarsest = resolutions(image_size)[0], widths[-1]
+        side, coarsest = map_sizes(image_size)[0], widths[-1]
         self.from_image = Conv(channels, widths[0], 1, gain=GAIN)
         self.blocks = nn.Sequential(*map(ResidualBlock, widths, widths[1:]))
-        self.std = MinibatchStd(group_size)
+        self.std = MinibatchStd(std_group_size)
         self.conv = Conv(coarsest + 1, coarsest, 3, gain=GAIN)
         self.hidden = Linear(coarsest * side**2, coarsest, gain=GAIN)
         self.mapping = None if condition_size is None else Mapping(0, coarsest, mapping_layers, condition_size)
