@@ -28,7 +28,7 @@ from gpu_setup import Roots, Setting, redirect_caches
 
 PARTS: dict[str, tuple[ModuleType, float]] = {
     "right": (gpu_right, 180),
-    "fast": (gpu_fast, 165),
+    "fast": (gpu_fast, 205),
     "evaluation": (gpu_evaluation, 45),
 }
 """The parts and their time limits in seconds."""

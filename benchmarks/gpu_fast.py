@@ -15,7 +15,7 @@ from gpu_report import Case
 from gpu_setup import WIDTHS, Setting, fit, precision, ready
 from gpu_trace import DeviceProfile
 from lightning.pytorch import Callback, LightningModule, Trainer
-from loops import Windows, bare_loop
+from loops import BareLoop, Windows
 
 LENGTH, WINDOWS, PROFILED = 32, 6, 16
 """Steps per window (a multiple of log_every_n_steps, so that all windows log equally often), the number of windows that
@@ -54,6 +54,8 @@ def trainings(setting: Setting) -> dict[str, list[str]]:
         "srgan adversarial, crops of 96 pixels, batch 16": [
             *("model=srgan", "model.stage=adversarial", "content=pixels", "data=pairs", "data.batch_size=16")
         ],
+        "r3gan, MNIST, batch 64": ["model=r3gan", "data.batch_size=64"],
+        "stylegan2, MNIST, batch 32": ["model=stylegan2", "data.batch_size=32"],
     }
 
 
@@ -125,7 +127,7 @@ def _steps(overrides: list[str], mode: Mode, setting: Setting) -> dict[str, Any]
             steps = last + PROFILED + 1 if setting.is_gpu else last
             options = with_mode(setting, overrides, mode)
             experiment = ready(setting, options, steps, folder, logs=has_logger)
-            bare = bare_loop(experiment.model, experiment.data, setting.device, mode.precision, mode.is_compiled)
+            bare = BareLoop(experiment.model, experiment.data, setting.device, mode.precision, mode.is_compiled)
             windows = Windows(length, {"bare": bare}, setting.finish)
             inspection = Inspection(last, bare, folder)
             fit(experiment, [windows, inspection] if setting.is_gpu else [windows])

@@ -1,4 +1,4 @@
-"""That benchmarks/gpu.py runs to its end where there is no GPU, and what it makes of what it finds."""
+"""That the benchmarks run, compare loops that compute the same, and what benchmarks/gpu.py makes of what it finds."""
 
 import sys
 import time
@@ -6,17 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, slow
+from conftest import ROOT, TINY_DCGAN, TINY_MLP, TINY_R3GAN, composed, slow
+from lightning.pytorch import Callback
 
 from ganforge import __version__
+from ganforge.augment import ADA
+from ganforge.experiment.build import build
 from ganforge.runs.folder import PACKAGES, versions
 
 sys.path.append(str(ROOT / "benchmarks"))
 
 import gpu
+import step_time
 from gpu_report import Case, OutOfTime, Report, attempt, markdown, time_limit
 from gpu_right import compare_traces, difference, unequal_parts
 from gpu_trace import busy, per_step
+from loops import BareLoop
+
+TINY_CASES = {"mlp": TINY_MLP, "r3gan": TINY_R3GAN}
+FEW_STEPS = ["data.batch_size=8", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
 
 
 @pytest.mark.parametrize(
@@ -95,3 +103,56 @@ def test_versions_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.__version__.startswith(versions()["torch"] or "nothing")
     monkeypatch.setattr("ganforge.runs.folder.PACKAGES", (*PACKAGES, "not-installed"))
     assert versions()["not-installed"] is None
+
+
+class Recorder(Callback):
+    """Records what the steps of a training start from, and their losses."""
+
+    def __init__(self) -> None:
+        self.inputs: list[tuple] = []
+        self.losses: list[list[float]] = []
+
+    def on_train_start(self, trainer, model) -> None:
+        draw = model.draw_latent
+
+        def recorded(game, count):
+            self.latent = draw(game, count)
+            return self.latent
+
+        model.draw_latent = recorded
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx) -> None:
+        self.inputs.append((batch.real.detach().clone(), self.latent.clone()))
+        self.losses.append([model.step_log.terms[f"loss_{player}/total"].item() for player in "dg"])
+
+
+@pytest.mark.parametrize("case", ["dcgan", "mlp", "r1", "r3gan"])
+def test_the_bare_loop_computes_the_losses_of_a_step(tmp_path: Path, fake_mnist: Path, case: str) -> None:
+    options = [*step_time.CASES[case].options, *TINY_CASES.get(case, TINY_DCGAN), *FEW_STEPS, f"data.root={fake_mnist}"]
+    data, model, trainer, _ = build(
+        composed(*options, "trainer.max_steps=3", "trainer.precision=64-true", "~callbacks.samples"), tmp_path / "run"
+    )
+    data.prepare_data()
+    data.setup()
+    bare = BareLoop(model.double(), data)
+    recorder = Recorder()
+    trainer.callbacks.append(recorder)
+    trainer.fit(model, datamodule=data)
+    losses = [[loss.item() for loss in bare.step(real, latent, None)] for real, latent in recorder.inputs]
+    torch.testing.assert_close(losses, recorder.losses, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("case", ["dcgan", "ada"])
+def test_the_time_of_a_step_is_measured_in_alternating_windows(
+    monkeypatch: pytest.MonkeyPatch, fake_mnist: Path, case: str
+) -> None:
+    monkeypatch.setitem(step_time.CASES, case, step_time.CASES[case]._replace(length=2, windows=4))
+    probabilities = []
+    monkeypatch.setattr(ADA, "observe", lambda ada, *_: probabilities.append(ada.probability.item()))
+    times = step_time.measure(case, 0, [*TINY_DCGAN, *FEW_STEPS, f"data.root={fake_mnist}"])
+    assert {loop: len(windows) for loop, windows in times.items()} == {
+        "dcgan": {"fit": 4, "bare": 4, "tutorial": 4},
+        "ada": {"fit": 2, "plain": 2},
+    }[case]
+    if case == "ada":
+        assert probabilities == [0.5] * 8, "augmented: the window before the first that is timed, and every other one"
