@@ -30,7 +30,7 @@ def test_values(schedule: Schedule, expected: list[float]) -> None:
 
 def test_without_an_end() -> None:
     with pytest.raises(UserError, match=r"spans trainer\.max_steps: set that, or the steps"):
-        Linear(1.0, 0.0)(1, -1)
+        Linear(1.0, 0.0, warmup=3)(1, -1)
     assert Linear(1.0, 0.0, steps=4)(3, -1) == 0.5
 
 

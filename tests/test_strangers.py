@@ -11,9 +11,11 @@ import pytest
 import torch
 from conftest import TINY_POINTS, composed, recorded, run, slow
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file, save_file
 
 import ganforge
+from ganforge.cli.resolvers import register_resolvers
 from ganforge.commands.compare import compare
 from ganforge.commands.export import export
 from ganforge.commands.train import train
@@ -79,6 +81,26 @@ def test_hostile_records_are_refused(folder: Path, place: str, name: str) -> Non
     spoil(folder, place, PAYLOADS[name])
     with pytest.raises(UserError, match=message_of(name)):
         validate_untrusted(read_record(folder))
+
+
+@pytest.mark.parametrize("pack", ["10000000", "${packed:${a},${a}}"])
+@pytest.mark.parametrize("channels", ["xyz", "${names}", "${a}", "-5"])
+def test_records_cannot_multiply_what_fills_the_memory(channels: str, pack: str) -> None:
+    values = {"names": ["x" * 100], "a": 10**4000, "width": f"${{packed:{channels},{pack}}}"}
+    register_resolvers()
+    with pytest.raises(OmegaConfBaseException, match="must be a whole number from 1 to"):
+        validate_untrusted(OmegaConf.create(values))
+
+
+@pytest.mark.parametrize(
+    "text", ["${linear:${a}${b},0}", "${cosine:0,${a}${b}}", "${linear:0,1,${c}}", "${packed:${c},2}"]
+)
+def test_records_cannot_compose_interpolations(tmp_path: Path, text: str) -> None:
+    pieces = {"a": "$", "b": f"{{new_folder:{tmp_path}/planted}}", "c": [1, "${a}${b}"], "width": text}
+    register_resolvers()
+    with pytest.raises(OmegaConfBaseException, match="must be a"):
+        validate_untrusted(OmegaConf.create(pieces))
+    assert not (tmp_path / "planted").exists()
 
 
 READ_ALWAYS = ("torch.utils.collect_env.run", "computed only later")

@@ -121,7 +121,7 @@ class Relativistic(Loss):
     boundary = None
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        return self.scale * softplus(fake_logits - real_logits).mean()
+        return softplus(fake_logits - real_logits).mean()
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         assert real_logits is not None
@@ -129,7 +129,10 @@ class Relativistic(Loss):
 
 
 class RelativisticAverage(Loss):
-    """D compares each sample with the mean of the other kind in the whole batch (Jolicoeur-Martineau, 2019)."""
+    """D compares each sample with the mean of the other kind in the whole batch (Jolicoeur-Martineau, 2019).
+
+    Both players' losses have two halves, on real and fake samples; `average_halves` applies to both.
+    """
 
     needs_real = True
     boundary = None

@@ -16,7 +16,7 @@ class Schedule:
     """A number that changes from `start` to `end`, called as `schedule(step, run_steps)` with steps counted from 1.
 
     It rises linearly from 0 to `start` over the first `warmup` steps, stays at `start` for `hold` steps, and reaches
-    `end` at the step `steps`, where it stays; null: at the end of the run. Steps are those of `trainer.max_steps`.
+    `end` after `steps` steps, warmup and hold included; null: at the end of the run.
     """
 
     def __init__(self, start: float, end: float, steps: int | None = None, hold: int = 0, warmup: int = 0):
@@ -31,13 +31,13 @@ class Schedule:
         self.warmup = warmup
 
     def __call__(self, step: int, run_steps: int) -> float:
-        if step <= self.warmup:
-            return self.start * step / self.warmup
         if self.steps is None and run_steps < 0:
             raise UserError(
                 "A schedule without steps spans trainer.max_steps: set that, or the steps of the schedule, as in "
                 "'${cosine:2.0,0.2,10000}'"
             )
+        if step <= self.warmup:
+            return self.start * step / self.warmup
         before = self.warmup + self.hold
         position = (step - 1 - before) / max(1, (run_steps if self.steps is None else self.steps) - before)
         return self.value(min(max(position, 0.0), 1.0))
@@ -51,7 +51,7 @@ class Linear(Schedule):
     """Along a straight line."""
 
     def value(self, position: float) -> float:
-        return self.start + (self.end - self.start) * position
+        return self.start * (1 - position) + self.end * position  # exact at both ends
 
 
 class Cosine(Schedule):

@@ -94,8 +94,8 @@ def test_differentiable_twice(make: Callable[[], Augmentation]) -> None:
 
 @pytest.mark.parametrize("augmentation", [DiffAugment(), Fixed(0.5), ADA()])
 def test_points_are_refused(augmentation: Augmentation) -> None:
-    with pytest.raises(UserError, match="transforms images, not points: choose augment=none"):
-        augmentation(torch.zeros(4, 2))
+    with pytest.raises(UserError, match="transforms images, not points: use augment=none"):
+        augmentation.check_shape([2])
 
 
 def test_senseless_options_are_refused() -> None:
@@ -111,9 +111,10 @@ def test_senseless_options_are_refused() -> None:
 
 
 def test_images_without_colours() -> None:
-    images = noise(4, 2, 8, 8)
     with pytest.raises(UserError, match="2 channels"):
-        Fixed(0.5)(images)
+        Fixed(0.5).check_shape([2, 8, 8])
+    Fixed(0.5, ["xflip"]).check_shape([2, 8, 8])
+    images = noise(4, 2, 8, 8)
     assert Fixed(0.5, ["xflip"])(images).shape == images.shape
 
 
@@ -288,9 +289,10 @@ def test_probability_stays_between_0_and_1() -> None:
         assert ada.probability.item() == pytest.approx(expected)
 
 
-def test_probability_counts_images_not_patches() -> None:
+@pytest.mark.parametrize("pack", [1, 2])
+def test_probability_counts_images_not_patches_or_packs(pack: int) -> None:
     ada = ADA(ramp_images=1000, every=1)
-    ada.observe(torch.ones(10, 1, 4, 4), boundary=0.0)
+    ada.observe(torch.ones(10 // pack, 1, 4, 4), boundary=0.0, pack=pack)
     assert ada.logged()["probability"].item() == pytest.approx(0.01)
 
 
@@ -317,11 +319,6 @@ def test_ranks_agree_on_the_probability(monkeypatch: pytest.MonkeyPatch) -> None
     rank = ADA(ramp_images=1000, every=1)
     rank.observe(real[0], boundary=0.0)
     assert rank.probability.item() == joint.probability.item() == pytest.approx(0.02)
-
-
-def test_ada_needs_a_decision_boundary() -> None:
-    with pytest.raises(UserError, match="choose augment=fixed"):
-        ADA().observe(torch.zeros(4), boundary=None)
 
 
 # DiffAugment ---------------------------------------------------------------------------------------------------------

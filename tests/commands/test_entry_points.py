@@ -126,6 +126,7 @@ MISTAKES = {
     "regularizer=r1 regularizer.r1.weight=auto": "weight=auto: must be a number, or for images auto",
     "regularizer=r1 regularizer.r1.weight=abc": "weight=abc: must be a number",
     "regularizer=r1 regularizer.r1.weight=${linear:1,-1}": "weight=1 to -1: must be non-negative",
+    "model.generator_optimizer.lr=${linear:1e-3,-1}": r"model\.\*_optimizer: Invalid learning rate: -1",
     "model.pack=3": r"data\.batch_size=20: the 20 samples of each device are not divisible by model\.pack=3",
     "model=dcgan": r"data\.image_size",
     "checkpoint_every=0": "checkpoint_every=0",

@@ -53,17 +53,27 @@ INPUTS["stylegan2"] = {"latent": ("N", 8), "label": ("N",)}
 INPUTS["lapgan_conditional"] = {**INPUTS["lapgan"], "label": ("N",)}
 ALWAYS = {
     "onnx": ("lapgan_conditional", "srgan"),
-    "torch_export": ("cgan_conv", "srgan"),
+    "torch_export": ("cgan_conv",),
     "safetensors": ("gan", "lapgan_conditional", "pix2pix", "stylegan2"),
 }
 """What is exported on every change: each kind of input in some format, and labels and open sizes in those of others."""
 CASES = [(name, kind) if name in ALWAYS[kind] else slow(name, kind) for name in MODELS for kind in FORMATS]
 
 
+class Runs(dict[str, Path]):
+    """Run folders by model, made when they are used, with weights that differ from those of their moving averages."""
+
+    def __init__(self, factory: pytest.TempPathFactory):
+        self.factory = factory
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = made(self.factory.mktemp(name), *MODELS[name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders of all models, with weights that differ from those of their moving averages."""
-    return {name: made(tmp_path_factory.mktemp(name), *options) for name, options in MODELS.items()}
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory)
 
 
 def made(folder: Path, *overrides: str) -> Path:

@@ -71,6 +71,21 @@ def test_only_real_samples_are_reconstructed_and_only_the_discriminator_learns_i
     assert set(model.generator_loss(model.games[0], Batch(images), scored[1])) == {"adversarial"}
 
 
+def test_packs_are_compared_one_image_at_a_time(tmp_path: Path, fake_mnist: Path) -> None:
+    options = [*tiny("fastgan"), f"data.root={fake_mnist}", "model.pack=2"]
+    model = build(composed(*options), tmp_path).model
+    shapes = []
+
+    def content(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        shapes.extend([made.shape, target.shape])
+        return (made - target).abs().mean()
+
+    model.content = content  # type: ignore[assignment]
+    start_step(0, 1, 0, 1, torch.device("cpu"))
+    model.reconstruction_error(model.games[0], Critic(model.discriminator, pack=2)(torch.rand(4, 1, 28, 28)))  # type: ignore[operator]
+    assert shapes == 6 * [(4, 1, 14, 14)]
+
+
 def test_content_weight_must_not_be_negative(tmp_path: Path, fake_mnist: Path) -> None:
     with pytest.raises(Exception, match="content_weight=-1"):
         build(composed(*tiny("fastgan"), f"data.root={fake_mnist}", "model.content_weight=-1"), tmp_path)

@@ -58,6 +58,7 @@ def test_path_lengths_are_penalized_lazily(tmp_path: Path, fake_mnist: Path) -> 
         (["model.path_length_every=0"], "path_length_every=0"),
         (["model.generator.style_mixing=2"], "style_mixing=2"),
         (["model.generator.mapping_layers=0"], "mapping_layers=0"),
+        (["model.generator.w_size=0"], "w_size=0"),
         (["model.discriminator.group_size=1"], "group_size=1"),
         (["model.discriminator.width=0"], "width=0"),
     ],

@@ -262,7 +262,7 @@ def test_levels_that_are_measured_are_the_models(
 ) -> None:
     caplog.set_level("INFO", logger="ganforge")
     options = [*tiny("lapgan"), f"data.root={fake_mnist}", "metrics=levels", "data.num_samples=70", "evaluate_every=2"]
-    for sizes in ([7, 14], [9, 12]):
+    for sizes in ([9, 12],):
         trainer = fitted(tmp_path / f"{sizes}", *options, f"model.generator.levels={[*sizes, 28]}").trainer
         values = json.loads(Path(trainer.default_root_dir, "metrics.json").read_text())
         assert {name for name in values if "level" in name} == {f"level_fid_digits/{size}" for size in sizes}
@@ -278,6 +278,7 @@ def test_levels_in_half_precision(tmp_path: Path, fake_mnist: Path, precision: s
     fitted(tmp_path, *options, "evaluate_every=1", "data.num_samples=8")
 
 
+@pytest.mark.slow  # importing torch's compiler takes seconds
 def test_every_level_is_compiled(tmp_path: Path, fake_mnist: Path) -> None:
     model = build(composed(*tiny("lapgan"), f"data.root={fake_mnist}", "model.compile=true"), tmp_path).model
     for game in model.games:
@@ -433,7 +434,7 @@ def test_terms_of_the_second_stage(tmp_path: Path, pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["model=gan", "data=ring", "augment=ada"], "augment=ada transforms images, not points"),
+        (["model=gan", "data=ring", "augment=ada"], "augment=ada: it transforms images, not points"),
         (["model=dcgan", "loss=relativistic", "augment=ada"], r"augment=ada follows the signs .* augment=fixed"),
         (["model=lapgan", "augment=diffaugment"], "augment=diffaugment would misalign images"),
         (["model=cgan", "model.pack=2"], r"model\.pack=2: only unconditional discriminators"),
@@ -503,9 +504,6 @@ def test_samples_of_labels(
     assert result.returncode == 0, result.stderr
     with Image.open(result.stdout.strip()) as grid:
         assert grid.size == (5 * 30 + 2, 2 * 30 + 2)
-    result = run("sample.py", f"run={folder}", "labels=[Smiling]", cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.strip() == "labels=Smiling: must be numbers from 0 to 9"
     monkeypatch.chdir(tmp_path)
 
     def drawn(*options: str) -> Path:
@@ -517,7 +515,7 @@ def test_samples_of_labels(
     assert names == ["000000-3.png", "000001-3.png", "000002-1.png", "000003-1.png"]
     for wrong, message in (
         (["labels=[3,1]", "separate=true"], "already exists"),
-        (["labels=Smiling"], "labels=Smiling: must be"),
+        (["labels=Smiling"], "labels=Smiling: must be numbers from 0 to 9"),
         (["num_samples=abc"], "num_samples=abc: must be a whole number of at least 1"),
         (["seed=abc"], "seed=abc: must be a whole number from 0"),
         (["input=x.png"], "Leave out input="),

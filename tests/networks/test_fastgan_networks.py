@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ganforge.networks import fastgan
-from ganforge.networks.fastgan import Discriminator, Generator, Noise, SkipExcitation, SpectralNorm, quarter
+from ganforge.networks.fastgan import Discriminator, Generator, Noise, SkipExcitation, SpectralNorm, pooled, quarter
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,21 @@ def test_widths_are_the_papers() -> None:
     assert [layer.direct[1].out_channels for layer in discriminator.layers] == [2, 4, 8, 16, 32]
     noisy = [sum(isinstance(module, Noise) for module in layer) for layer in generator.layers]
     assert noisy == [2, 0, 2, 0, 2, 0]
-    with pytest.raises(ValueError, match="image_size=512"):
-        Generator(8, 512, 3, width=4)
+
+
+def test_images_that_are_too_large_are_refused() -> None:
+    with pytest.raises(ValueError, match="image_size=448: FastGAN makes images of up to 256"):
+        Generator(8, 448, 3, width=4)
+    with pytest.raises(ValueError, match="image_size=448: FastGAN makes images of up to 256"):
+        Discriminator(448, 3, width=4)
+
+
+@pytest.mark.parametrize("sides", [(5, 6), (7, 14), (28, 32)])
+def test_pooling_is_the_same_if_deterministic(sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = torch.randn(2, 3, *sides, dtype=torch.float64)
+    expected = pooled(maps)
+    monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: True)
+    torch.testing.assert_close(pooled(maps), expected)
 
 
 def test_skip_excitation() -> None:

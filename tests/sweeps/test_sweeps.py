@@ -115,6 +115,28 @@ def test_other_launchers(tmp_path: Path, launcher: str) -> None:
         assert "sliced_wasserstein" in json.loads((sweep / name / "metrics.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.generator_optimizer.lr=interval(1e-5,1e-2)"], "only a search takes an interval: add hydra/sweeper=op"),
+        (["hydra/sweeper=optuna", "hydra/sweeper/sampler=tpee"], r"hydra/sweeper/sampler=tpee: .*=tpe\?"),
+    ],
+)
+def test_words_of_searches(tmp_path: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve_arguments(["-m", *arguments], ROOT / "conf", "train", tmp_path)
+
+
+def test_refused_sweeps_leave_no_folder(tmp_path: Path) -> None:
+    for mistake in ("hydra.launcher.n_jobs=0", "hydra.sweeper.direction=max"):
+        searched = ["hydra/sweeper=optuna", "seed=choice(0,1)"] if "sweeper" in mistake else ["seed=0,1"]
+        result = run("train.py", "-m", *TINY, *searched, mistake, cwd=tmp_path)
+        assert result.returncode == 1
+        assert f"{mistake}: must be" in result.stderr
+        assert "Error in call to target" not in result.stderr
+        assert not (tmp_path / "logs/sweeps/sweep").exists() or not [*(tmp_path / "logs/sweeps/sweep").iterdir()]
+
+
 @pytest.mark.parametrize("launcher", ["joblib", "basic"])
 def test_former_launchers_are_answered(tmp_path: Path, launcher: str) -> None:
     with pytest.raises(UserError, match=r"leave it out\. hydra\.launcher\.n_jobs=2 runs two jobs at a time"):

@@ -4,7 +4,7 @@ To add one: a class that derives from `Augmentation`, and a one-line file in `co
 `augment=[diffaugment,instance_noise]`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import torch
@@ -28,12 +28,13 @@ class Augmentation(nn.Module):
     needs_boundary: ClassVar[bool] = False
     """Whether the loss must have a decision boundary."""
 
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise UserError for samples of a shape, without the batch, that it cannot transform."""
+        if self.needs_images and len(shape) != 3:
+            raise UserError("it transforms images, not points: use augment=none or instance_noise")
+
     def forward(self, samples: Tensor) -> Tensor:
         """Images (N, C, H, W) in [-1, 1], or points; dtype and memory format stay. Computes in float32 or float64."""
-        if self.needs_images and samples.ndim != 4:
-            raise UserError(
-                f"augment: {type(self).__name__} transforms images, not points: choose augment=none or instance_noise"
-            )
         is_channels_last = samples.ndim == 4 and samples.is_contiguous(memory_format=torch.channels_last)
         with torch.autocast(samples.device.type, enabled=False):
             precise = samples.to(torch.promote_types(samples.dtype, torch.float32))
@@ -44,8 +45,11 @@ class Augmentation(nn.Module):
         """The augmented samples, in float32 or float64 as given."""
         raise NotImplementedError
 
-    def observe(self, real_logits: Tensor, boundary: float | None) -> None:
-        """Called once per update of D, on every rank, with the logits of this rank's augmented real samples."""
+    def observe(self, real_logits: Tensor, boundary: float | None, pack: int = 1) -> None:
+        """Called once per update of D, on every rank, with the logits of this rank's augmented real samples.
+
+        Each row of the logits is that of `pack` samples.
+        """
 
     def logged(self) -> dict[str, Tensor]:
         """Scalars to log, under their names."""
@@ -170,17 +174,19 @@ class Pipeline(Augmentation):
         self.transforms = tuple(transforms)
         self.register_buffer("enabled", torch.tensor([name in transforms for name in NAMES]), persistent=False)
 
+    def check_shape(self, shape: Sequence[int]) -> None:
+        super().check_shape(shape)
+        if shape[0] not in (1, 3) and not {*COLOURS}.isdisjoint(self.transforms):
+            raise UserError(
+                f"images with {shape[0]} channels have no colours: leave {', '.join(COLOURS)} out of its transforms"
+            )
+
     def augment(self, samples: Tensor) -> Tensor:
         channels, height, width = samples.shape[1:]
         parameters = self._applied_parameters(samples)
         if not {*GEOMETRY}.isdisjoint(self.transforms):
             samples = warp(samples, *geometry(parameters[: len(GEOMETRY)], height, width))
         if not {*COLOURS}.isdisjoint(self.transforms):
-            if channels not in (1, 3):
-                names = ", ".join(COLOURS)
-                raise UserError(
-                    f"augment: images with {channels} channels have no colours: leave {names} out of transforms"
-                )
             samples = mix_channels(samples, *colours(parameters[len(GEOMETRY) :], channels))
         return samples
 
@@ -237,16 +243,12 @@ class ADA(Pipeline):
         return self.level * self.UNIT
 
     @torch.no_grad()
-    def observe(self, real_logits: Tensor, boundary: float | None) -> None:
-        if boundary is None:
-            raise UserError(
-                "augment=ada follows the sign of the logits of real samples, which has no meaning with this loss: "
-                "choose augment=fixed"
-            )
+    def observe(self, real_logits: Tensor, boundary: float | None, pack: int = 1) -> None:
+        assert boundary is not None  # needs_boundary
         signs = (real_logits > boundary).sum() - (real_logits < boundary).sum()
-        sizes = real_logits.new_tensor([real_logits.numel(), len(real_logits)], dtype=torch.int64)
+        sizes = real_logits.new_tensor([real_logits.numel(), pack * len(real_logits)], dtype=torch.int64)
         counts = torch.cat([signs.view(1), sizes])
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_initialized():
             dist.all_reduce(counts)  # the same probability on every rank
         self.counts[:3] += counts
         self.counts[3] += 1

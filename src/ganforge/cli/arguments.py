@@ -54,6 +54,9 @@ def _check_values(arguments: list[str]) -> None:
 def _check_sweep(arguments: list[str]) -> None:
     if "name" in sweep.swept_keys(arguments):
         raise UserError("name= names the whole sweep, so it cannot be swept")
+    for argument in arguments:
+        if "interval(" in parts(argument)[1] and "hydra/sweeper=optuna" not in arguments:
+            raise UserError(f"{argument}: only a search takes an interval: add hydra/sweeper=optuna, or list values")
     for word in ("basic", "joblib"):
         if f"hydra/launcher={word}" in arguments:
             raise UserError(f"hydra/launcher={word}: leave it out. hydra.launcher.n_jobs=2 runs two jobs at a time")

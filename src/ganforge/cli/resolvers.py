@@ -13,6 +13,9 @@ from ganforge.runtime.errors import UserError
 from ganforge.runtime.files import has_checkpoint
 from ganforge.sweeps import sweep
 
+MAX_PACKED = 1_000_000
+"""Maximum of what is multiplied for packs of samples: channels, and samples in a pack."""
+
 
 def register_resolvers() -> None:
     """Register them, replacing earlier ones."""
@@ -68,18 +71,27 @@ def _record_in(folder: str) -> str | None:
     return None if rank() > 0 or has_checkpoint(Path(folder)) else ".hydra"
 
 
-def _schedule(kind: str, start: float, end: float, steps: int | None = None) -> DictConfig:
+def _schedule(kind: str, start: Any, end: Any, steps: Any = None) -> DictConfig:
     """The config of a schedule, such as ${cosine:2.0,0.2} or ${cosine:2.0,0.2,10000}."""
+    for name, number in {"start": start, "end": end, "steps": 0 if steps is None else steps}.items():
+        # OmegaConf resolves interpolations in what resolvers return: a string could hold one that reads secrets
+        if isinstance(number, bool) or not isinstance(number, int if name == "steps" else int | float):
+            wanted = "a whole number" if name == "steps" else "a number"
+            raise UserError(f"${{{kind.lower()}:start,end,steps}}: {name}={number}: must be {wanted}")
     target = f"ganforge.schedules.{kind}"
     return OmegaConf.create({"_target_": target, "start": start, "end": end, "steps": steps})
 
 
-def _packed(channels: Any, pack: int) -> Any:
+def _packed(channels: Any, pack: Any) -> Any:
     """The channels of packed samples, or their shape, of which channels are the first number."""
-    if isinstance(channels, int):
-        return channels * pack
-    first, *rest = channels
-    return OmegaConf.create([first * pack, *rest])
+    is_shape = OmegaConf.is_list(channels)
+    first, *rest = channels if is_shape else [channels]
+    sizes = [("data.shape" if is_shape else "data.channels", number) for number in (first, *rest)]
+    for option, number in (("model.pack", pack), *sizes):
+        # an untrusted config could multiply strings, or square numbers until they fill the memory
+        if not isinstance(number, int) or not 1 <= number <= MAX_PACKED:
+            raise UserError(f"{option}={number}: must be a whole number from 1 to {MAX_PACKED:,}")
+    return OmegaConf.create([first * pack, *rest]) if is_shape else first * pack
 
 
 def _condition_size(data: Any) -> int:

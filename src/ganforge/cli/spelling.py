@@ -30,6 +30,9 @@ def check_spelling(arguments: list[str], conf: Path, config_name: str, record: D
     defaults = _default_groups(conf, config_name)
     checked = [override for override in overrides if re.split(r"[./]", override.key_or_group)[0] not in UNCHECKED]
     groups = [override for override in checked if _chooses_option(override, conf)]
+    for override in overrides:
+        if override.key_or_group == "hydra/sweeper/sampler":
+            _check_options(override, conf)
     for override in groups:
         if override.is_add() and override.package is None and override.key_or_group in defaults:
             raise UserError(f"+{override.key_or_group}= is already chosen: leave out the +")

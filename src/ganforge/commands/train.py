@@ -21,6 +21,7 @@ from ganforge.data.classes import save_classes
 from ganforge.experiment.build import Experiment, build
 from ganforge.experiment.compatibility import check_scale
 from ganforge.experiment.trust import trust_prefix, validate_untrusted
+from ganforge.experiment.validate import warn_of_stretching
 from ganforge.runs.folder import was_stopped_at_once, write_environment
 from ganforge.runs.folder_contents import check_caches
 from ganforge.runs.loggers import describe_run, resume_logs
@@ -89,6 +90,8 @@ def _starting_checkpoint(config: DictConfig, folder: Path) -> Path | None:
         if has_run and rank() == 0:
             raise UserError(f"{folder} already holds a run: resume={folder} resumes it, hydra.run.dir= takes another")
         return None
+    if rank() == 0:
+        warn_of_stretching(config, folder)
     if not was_stopped_at_once(folder):
         return latest_checkpoint(folder)
     if rank() == 0:

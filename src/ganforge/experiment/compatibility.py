@@ -51,8 +51,10 @@ def check_augment(config: DictConfig, model: GAN) -> None:
                 f"augment.{name} is a {type(augmentation).__name__}: it needs a class that derives from "
                 "ganforge.augment.Augmentation"
             )
-        if augmentation.needs_images and len(config.data.shape) != 3:
-            raise UserError(f"augment={name} transforms images, not points: use augment=none or instance_noise")
+        try:
+            augmentation.check_shape(config.data.shape)
+        except UserError as error:
+            raise UserError(f"augment={name}: {error}") from error
         if augmentation.needs_images and not model.augments:
             raise UserError(
                 f"augment={name} would misalign images with the images that they are conditioned on: use augment=none"
@@ -123,16 +125,15 @@ def check_devices(config: DictConfig, model: GAN) -> None:
     """Check that the devices can divide a batch evenly. Warns if BatchNorm differs between processes."""
     devices = device_count(config.trainer)
     rows = config.data.batch_size // devices
-    pack = config.model.get("pack", 1)
-    if rows % pack:
-        raise UserError(
-            f"data.batch_size={config.data.batch_size}: the {rows} samples of each device are not divisible by "
-            f"model.pack={pack}"
-        )
     if config.data.batch_size % devices:
         raise UserError(
             f"data.batch_size={config.data.batch_size} is not divisible by {devices} devices: use "
             f"{rows * devices or devices}"
+        )
+    if rows % model.pack:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size}: the {rows} samples of each device are not divisible by "
+            f"model.pack={model.pack}"
         )
     if devices > 1 and on_cpu(config.trainer) and rank() == 0 and _trains_batch_norm(model):
         log.warning(

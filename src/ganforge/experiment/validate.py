@@ -3,8 +3,10 @@
 Each check raises UserError for what would fail late, or with a library's message.
 """
 
+import logging
 from collections import ChainMap
 from inspect import Parameter, signature
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -15,9 +17,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ganforge.cli.trainer_options import check_trainer
+from ganforge.runs.record import read_record
 from ganforge.runtime.devices import requested_devices
 from ganforge.runtime.errors import UserError
 from ganforge.schedules import Schedule
+
+log = logging.getLogger(__name__)
 
 MAX_SAMPLES = 10_000_000
 """Maximum number of samples to generate for an evaluation: 1000 times the usual number."""
@@ -182,3 +187,22 @@ def check_seeds(config: DictConfig) -> None:
 def check_flag(option: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise UserError(f"{option}={value}: must be true or false")
+
+
+def warn_of_stretching(config: DictConfig, folder: Path) -> None:
+    """Warn if a run is resumed with another length while a schedule spans the run: its numbers then jump."""
+    before, now = (each.trainer.max_steps for each in (read_record(folder), config))
+    if before != now and _spans_run(OmegaConf.to_container(config, resolve=True)):
+        log.warning(
+            "trainer.max_steps=%s: schedules that end with the run now span %s steps instead of %s, so their numbers "
+            "jump. To leave one as it was, give it its length: schedule.steps=%s",
+            *(now, now, before, before),
+        )
+
+
+def _spans_run(node: Any) -> bool:
+    """Whether a config has a schedule without steps."""
+    if isinstance(node, dict) and str(node.get("_target_")).startswith("ganforge.schedules."):
+        return "steps" in node and node["steps"] is None
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return any(map(_spans_run, children))

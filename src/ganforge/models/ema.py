@@ -34,6 +34,8 @@ class MovingAverage(AveragedModel):
         check_range("moving_average_every", every, 1)
         self.decay = check_range("moving_average_decay", decay or 0.0, 0, 1)
         self.half_life = None if half_life is None else check_range("moving_average_half_life", half_life, 0)
+        if rampup is not None and not rampup > 0:
+            raise ValueError(f"moving_average_rampup={rampup}: must be positive, or null for no ramp")
         self.rampup = rampup
         self.every = every
 

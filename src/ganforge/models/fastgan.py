@@ -42,4 +42,6 @@ class FastGAN(GAN):
         made = discriminator.reconstruct(real.output, numbers)
         halved = avg_pool2d(images, 2)
         targets = halved, halved, quarter(images, numbers)
-        return torch.stack([self.content(image, target) for image, target in zip(made, targets, strict=True)]).sum()
+        shape = len(real.samples), -1, *halved.shape[2:]  # packs are taken apart: features need 1 or 3 channels
+        pairs = zip(made, targets, strict=True)
+        return torch.stack([self.content(image.reshape(shape), target.reshape(shape)) for image, target in pairs]).sum()

@@ -195,7 +195,7 @@ class GAN(ModelSampler, LightningModule):
         for penalty in due.values():
             penalty.constrain(game.discriminator)
         for augmentation in self.augmentations.values():
-            augmentation.observe(real_scored.logits.detach(), self.loss.boundary)
+            augmentation.observe(real_scored.logits.detach(), self.loss.boundary, self.pack)
 
     def update_generator(self, game: Game, batch: Batch, fake: Tensor, optimizer: Optimizer) -> None:
         with profiled("G: loss"):

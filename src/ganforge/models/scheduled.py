@@ -15,9 +15,13 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 def make_optimizer(make: MakeOptimizer, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """An optimizer, with the numbers of the first step in place of the schedules among its options."""
-    if isinstance(make, partial):
-        make = partial(make.func, *make.args, **at_step(make.keywords, 1, 1))
-    return make(parameters)
+    if not isinstance(make, partial):
+        return make(parameters)
+    parameters = list(parameters)
+    first, last = at_step(make.keywords, 1, 1), at_step(make.keywords, 10**9, 1)
+    if last != first:
+        make.func(*make.args, parameters, **last)  # checks these numbers as well
+    return make.func(*make.args, parameters, **first)
 
 
 class Scheduled:

@@ -52,7 +52,7 @@ class StepLog:
 
     def add_numbers(self, numbers: Mapping[str, float]) -> None:
         """Log the scheduled numbers of the step."""
-        for name, number in numbers.items():
+        for name, number in numbers.items() if self.is_due else ():
             self.add(f"schedule/{name}", torch.tensor(float(number)))
 
     def add_augmentations(self, augmentations: Mapping[str, Augmentation]) -> None:

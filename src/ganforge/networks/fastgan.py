@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, glu, normalize, silu
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, glu, normalize, silu
 from torch.nn.utils.parametrize import register_parametrization
 
 from ganforge.networks.layers import Layer, Normalization, map_sizes, normalization_layer, with_normalization
 
+MAX_SIZE = 256
+"""Pixels of the largest images."""
 GENERATOR_WIDTHS = (16, 8, 4, 2, 2, 1, 0.5)
 """Channels of the generator's maps as multiples of `width`, from the coarsest map on."""
 DECODER_WIDTHS = (2, 1, 1, 0.5)
@@ -53,6 +55,16 @@ def scaled(width: int, factor: float) -> int:
     return max(1, int(width * factor))
 
 
+def check_sizes(image_size: int, width: int) -> None:
+    if image_size > MAX_SIZE:
+        raise ValueError(
+            f"image_size={image_size}: FastGAN makes images of up to {MAX_SIZE} pixels; choose fewer with "
+            "data.image_size"
+        )
+    if width < 1:
+        raise ValueError(f"width={width}: must be at least 1")
+
+
 class GLU(nn.Module):
     """One half of the channels, gated by the other: (N, 2 C, H, W) to (N, C, H, W) (Dauphin et al., 2017)."""
 
@@ -81,6 +93,18 @@ def gated(before: int, after: int, noise: Noise | None = None) -> list[nn.Module
     return [convolution(before, 2 * after, 3, padding=1), *added, nn.BatchNorm2d(2 * after), GLU()]
 
 
+def pooled(maps: Tensor, side: int = 4) -> Tensor:
+    """Average pooling of maps (N, C, H, W) to (N, C, side, side)."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return adaptive_avg_pool2d(maps, side)
+    # on GPUs, the gradient of adaptive_avg_pool2d is never deterministic
+    for dim in (2, 3):
+        size = maps.shape[dim]
+        windows = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+        maps = torch.stack([maps.narrow(dim, start, end - start).mean(dim) for start, end in windows], dim)
+    return maps
+
+
 class SkipExcitation(nn.Module):
     """Scales the channels of `maps` (N, C, H, W) by factors in (0, 1), computed from distant maps of another size.
 
@@ -89,12 +113,11 @@ class SkipExcitation(nn.Module):
 
     def __init__(self, before: int, channels: int):
         super().__init__()
-        self.squeeze = nn.AdaptiveAvgPool2d(4)
         self.first = convolution(before, channels, 4)
         self.second = convolution(channels, channels, 1)
 
     def forward(self, distant: Tensor, maps: Tensor) -> Tensor:
-        return maps * self.second(silu(self.first(self.squeeze(distant)))).sigmoid()
+        return maps * self.second(silu(self.first(pooled(distant)))).sigmoid()
 
 
 def excited(maps: list[Tensor], new: Tensor, excitations: nn.ModuleList, distance: int) -> Tensor:
@@ -112,9 +135,8 @@ class Generator(nn.Module):
 
     def __init__(self, latent_size: int, image_size: int, channels: int, width: int = 64):
         super().__init__()
+        check_sizes(image_size, width)
         sizes = map_sizes(image_size)
-        if width < 1 or len(sizes) > len(GENERATOR_WIDTHS):
-            raise ValueError(f"width={width}, image_size={image_size}: must be at least 1, and less than 512")
         widths = [scaled(width, factor) for factor, _ in zip(GENERATOR_WIDTHS, sizes, strict=False)]
         start = nn.ConvTranspose2d(latent_size, 2 * widths[0], sizes[0], bias=False)
         self.start = nn.Sequential(start, nn.BatchNorm2d(2 * widths[0]), GLU())
@@ -206,6 +228,7 @@ class Discriminator(nn.Module):
         spectral: bool = True,
     ):
         super().__init__()
+        check_sizes(image_size, width)
         halvings = len([size for size in map_sizes(image_size) if size >= 7]) - 1  # to a map of 7 to 12 pixels
         widths = [scaled(8 * width, 0.5**i) for i in reversed(range(halvings + 1))]
         self.start = nn.Sequential(convolution(channels, widths[0], 3, padding=1), nn.LeakyReLU(0.2))

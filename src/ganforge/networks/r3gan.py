@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn.functional import conv2d, conv_transpose2d, interpolate
+from torch.nn.functional import conv2d, conv_transpose2d
 
 from ganforge.networks.conditional import Embedding
 from ganforge.networks.layers import map_sizes
@@ -88,13 +88,6 @@ def stage(width: int, group_size: int, blocks: int, stages: int) -> list[nn.Modu
     return [ResidualBlock(width, group_size, blocks * stages) for _ in range(blocks)]
 
 
-class Upsample(nn.Module):
-    """Doubles the resolution and smooths with [1, 2, 1] in either direction, which is bilinear interpolation."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
 class Resample(Function):
     """Filters each channel of (N, C, H, W) with a kernel and halves the resolution; or, transposed, doubles it.
 
@@ -166,7 +159,8 @@ class Generator(nn.Module):
         layers: list[nn.Module] = []
         for i, features in enumerate(widths):
             if i > 0:
-                layers += [*projection(widths[i - 1], features), Upsample()]
+                # doubling the resolution and smoothing with [1, 2, 1] is bilinear interpolation
+                layers += [*projection(widths[i - 1], features), nn.Upsample(scale_factor=2.0, mode="bilinear")]
             layers += stage(features, group_size, blocks, len(widths))
         # the authors' last layer has no bias; one makes the background of drawings and digits easy
         layers += [pointwise(widths[-1], channels * patch_size**2, bias=True), nn.PixelShuffle(patch_size)]

@@ -52,8 +52,8 @@ class Mapping(nn.Module):
 
     def __init__(self, latent_size: int, w_size: int, layers: int, condition_size: int | None = None):
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"mapping_layers={layers}: must be at least 1")
+        if min(layers, w_size) < 1:
+            raise ValueError(f"mapping_layers={layers}, w_size={w_size}: must be at least 1")
         self.embedding = None if condition_size is None else Embedding(condition_size, w_size)
         inputs = latent_size + (0 if condition_size is None else w_size)
         sizes = [inputs, *[w_size] * layers]

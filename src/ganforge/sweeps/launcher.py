@@ -44,14 +44,14 @@ class LocalLauncher(Launcher):
     """Runs up to `n_jobs` jobs at a time. SIGINT and SIGTERM reach the jobs, which save, and then end the sweep."""
 
     def __init__(self, n_jobs: int = 1):
-        if n_jobs < 1:
-            raise CompactHydraException(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1")
         self.n_jobs = n_jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if self.n_jobs < 1:  # Hydra would wrap an error of the constructor
+            raise CompactHydraException(f"hydra.launcher.n_jobs={self.n_jobs}: must be at least 1")
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         script = Path(sys.argv[0]).resolve()

@@ -35,8 +35,6 @@ class OptunaSweeper(Sweeper):
     """
 
     def __init__(self, n_trials: int, n_jobs: int, direction: str, sampler: Any, storage: str, study_name: str):
-        if direction not in ("minimize", "maximize"):
-            raise CompactHydraException(f"hydra.sweeper.direction={direction}: must be minimize or maximize")
         self.n_trials, self.n_jobs, self.direction = n_trials, n_jobs, direction
         self.sampler, self.storage, self.study_name = sampler, storage, study_name
 
@@ -48,6 +46,8 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        if self.direction not in ("minimize", "maximize"):
+            raise CompactHydraException(f"hydra.sweeper.direction={self.direction}: must be minimize or maximize")
         overrides = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(arguments)
         space = {each.get_key_element(): _distribution(each) for each in overrides if each.is_sweep_override()}
         if not space:

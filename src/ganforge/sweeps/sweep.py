@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -45,6 +46,9 @@ def _stop(number: int, _: Any) -> None:
 def report(script: str, is_complete: bool, given: list[str]) -> None:
     """Report a sweep's outcome, if there was one: its failures and what to do next. `given` are its arguments."""
     if Sweep.folder is None or is_job():
+        return
+    if {path.name for path in Sweep.folder.iterdir()} <= {"multirun.yaml", "sweep.yaml"}:  # refused: it has no jobs
+        rmtree(Sweep.folder)
         return
     say = partial(print, file=sys.stderr)
     for reason in sorted(Sweep.folder.glob(f"*/{ERROR}")):
