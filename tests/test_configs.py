@@ -46,8 +46,9 @@ NEEDS |= {("experiment", f"pix2pix_{kind}"): PHOTOGRAPHS[1:2] for kind in ("quic
 NEEDS |= {
     ("experiment", name): ["data.root=somewhere", "extractor=digits"]
     for name in (
-        *(f"{model}_paper" for model in ("lapgan", "sngan", "wgan_gp", "lsgan", "r3gan", "fastgan", "stylegan2")),
-        "fastgan_quick",
+        *(f"{model}_paper" for model in ("dcgan", "lapgan", "sngan", "wgan_gp", "lsgan", "dragan")),
+        *(f"{model}_paper" for model in ("r3gan", "fastgan", "stylegan2")),
+        *("fastgan_quick", "dragan_anime"),
     )
 }
 NEEDS["experiment", "fastgan_paper"].append("content=pixels")  # nothing is fetched

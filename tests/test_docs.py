@@ -68,7 +68,7 @@ def known() -> set[str]:
     for script in SCRIPTS:
         keys |= set(_keys(OmegaConf.to_container(composed(config=script))))
     for fitting, choices in (
-        ([], ("model", "data", "regularizer", "extractor", "logger", "debug")),
+        ([], ("model", "data", "regularizer", "augment", "schedule", "extractor", "logger", "debug")),
         (["model=srgan", "data=pairs"], ("content", "degradation")),
     ):
         every = [

@@ -16,6 +16,8 @@ MISSPELT = {
     "modle=dcgan": "Did you mean model\\?",
     "~callbacks.prunning": "Did you mean callbacks.pruning\\?",
     "content=vgg16": "content=: the chosen model and data do not use this group",
+    "loss={_target_:my_lab.Loss,margin:1}": "loss.margin: there is no such option. If a class accepts it, \\+",
+    "regularizer={mine:{_target_:my_lab.Penalty}}": "If a class accepts it, \\+regularizer.mine= adds it",
     "-m model=gan,dcgan model.generator.width=3,4": "model.generator.width: there is no such option",
 }
 WITHOUT_COMPOSING = {
@@ -28,6 +30,8 @@ WITHOUT_COMPOSING = {
 }
 FINE = ["seed=0 ~callbacks.pruning +new.key=3", "schedule=cosine schedule.hold=9 model.loss.average_halves=true"]
 FINE += [
+    "~loss +loss={_target_:my_lab.Loss,margin:1} +augment.mine={_target_:my_lab.Jitter}",
+    "loss={average_halves:true}",
     "-m model=glob(*gan)",
     "-m model=dcgan,cgan_conv model.generator.width=3,4 optimizer@model.generator_optimizer=sgd",
 ]

@@ -21,6 +21,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import backend_context, list_session_groups
 from tensorboard.plugins.hparams.api_pb2 import ListSessionGroupsRequest, Status
 
+from ganforge.cli.resolvers import register_resolvers
 from ganforge.commands.compare import compare
 from ganforge.comparison.differences import protocol_notes, seed_groups, select_metrics, setting_differences
 from ganforge.comparison.records import find_runs, natural_key, read_runs
@@ -90,6 +91,12 @@ def test_only_what_differs_is_shown(tmp_path: Path) -> None:
     assert cells(table, "last") == ["2.5", "2.5"]
     (tmp_path / "a" / ".hydra" / "hydra.yaml").unlink()  # then options go by their classes
     assert settings(tmp_path / "a")["loss._target_"] == "Hinge"
+
+
+def test_schedules_are_shown(tmp_path: Path) -> None:
+    register_resolvers()
+    folders = [made_up(tmp_path / name, lr=lr) for name, lr in (("a", 0.001), ("b", "${cosine:1e-3,0}"))]
+    assert cells(runs_table(read_runs(folders), ["fid"]), "lr") == ["0.001", "${cosine:1e-3,0}"]
 
 
 def test_what_follows_from_an_option_is_shown_only_if_it_was_asked_for(tmp_path: Path) -> None:

@@ -33,6 +33,13 @@ class Half(Loss):
         return fake_logits.mean() - real_logits.mean()
 
 
+class Strict(Half):
+    """A loss that takes no arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
 class Linear(nn.Module):
     """A generator that takes fewer arguments than that of model=gan."""
 
@@ -52,6 +59,7 @@ MISTAKES = {
     "model.loss=null": "model.loss is none: it needs a class that derives from ganforge.losses.Loss",
     "loss._target_=test_validate.Baseless": "model.loss is a Baseless: it needs a class that derives",
     "loss._target_=test_validate.Half": "Half has no generator()",
+    "loss._target_=test_validate.Strict": "has no argument average_halves, label_smoothing. Replace loss as a",
     "model.generator._target_=test_validate.Linear": "has no argument shape, hidden, activation",
     "~model.generator": "model.generator is missing",
     "~model.discriminator": "model.discriminator is missing",

@@ -29,7 +29,7 @@ def check_spelling(arguments: list[str], conf: Path, config_name: str, record: D
     overrides = [_parsed(argument) for argument in arguments if not argument.startswith("-")]
     defaults = _default_groups(conf, config_name)
     checked = [override for override in overrides if re.split(r"[./]", override.key_or_group)[0] not in UNCHECKED]
-    groups = [override for override in checked if (conf / override.key_or_group).is_dir()]
+    groups = [override for override in checked if _chooses_option(override, conf)]
     for override in overrides:
         if override.key_or_group == "hydra/sweeper/sampler":
             _check_options(override, conf)
@@ -37,7 +37,8 @@ def check_spelling(arguments: list[str], conf: Path, config_name: str, record: D
         if override.is_add() and override.package is None and override.key_or_group in defaults:
             raise UserError(f"+{override.key_or_group}= is already chosen: leave out the +")
         _check_options(override, conf)
-    keys = [override.key_or_group for override in checked if override not in groups and not override.is_add()]
+    set_keys = [override for override in checked if override not in groups and not override.is_add()]
+    keys = [key for override in set_keys for key in _set_by(override)]
     if not keys and all(override.key_or_group in defaults for override in groups):
         return  # saves composing, which takes tenths of a second
     fixed = [override.input_line or "" for override in overrides if override not in checked]
@@ -59,6 +60,11 @@ def _parsed(argument: str) -> Override:
 
 
 # Groups ----------------------------------------------------------------------------------------------------------
+
+
+def _chooses_option(override: Override, conf: Path) -> bool:
+    """Whether an override chooses an option of a group. Hydra takes a dict as values of the option's keys."""
+    return (conf / override.key_or_group).is_dir() and not isinstance(override.value(), dict)
 
 
 def _default_groups(conf: Path, config_name: str) -> set[str]:
@@ -116,6 +122,12 @@ def _reworded(error: HydraException) -> str:
 # Keys ------------------------------------------------------------------------------------------------------------
 
 
+def _set_by(override: Override) -> list[str]:
+    """The key of an override, and those below it if its value is a dict."""
+    key, value = override.key_or_group, override.value()
+    return [key, *(f"{key}.{name}" for name in (_keys(value) if isinstance(value, dict) else ()))]
+
+
 def _is_in(node: Any, key: list[str]) -> bool:
     if not key or (isinstance(node, str) and "${" in node):  # an interpolation is resolved later
         return True
@@ -140,6 +152,7 @@ def _groups(conf: Path) -> list[str]:
 
 def _unknown_key(key: str, options: list[str]) -> str:
     name = key.rpartition(".")[2]
+    options = [option for option in options if not key.startswith(f"{option}.")]
     if name in OTHER_WORDS:
         return f"{key}: no such option; {OTHER_WORDS[name]}"
     if near := nearest(key, options):

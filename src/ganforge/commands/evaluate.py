@@ -25,6 +25,7 @@ from ganforge.models.gan import GAN
 from ganforge.runs.folder_contents import check_caches
 from ganforge.runs.record import evaluation_sections, read_record
 from ganforge.runtime.errors import UserError
+from ganforge.runtime.overrides import as_typed
 from ganforge.runtime.progress import progress_bar
 
 
@@ -80,7 +81,7 @@ def _check_options(config: DictConfig) -> Path | None:
 
 def _validate_record(config: DictConfig) -> None:
     """Check the parts of the config that come from the run's record."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    overrides = as_typed(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     for section in evaluation_sections(read_record(Path(config.run).expanduser()), overrides):
         if OmegaConf.is_config(config.get(section)):
             config[section] = validate_untrusted(config[section])

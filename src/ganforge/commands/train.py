@@ -31,7 +31,7 @@ from ganforge.runtime.devices import check_fits, rank
 from ganforge.runtime.errors import UserError
 from ganforge.runtime.files import has_checkpoint, remove_parts
 from ganforge.runtime.lightning_private import is_finished
-from ganforge.runtime.overrides import key_of
+from ganforge.runtime.overrides import as_typed, key_of
 from ganforge.runtime.trainers import callback_of
 from ganforge.sweeps.job import is_job
 from ganforge.sweeps.resume import resume_job_config
@@ -169,7 +169,7 @@ def _prepare_folder(folder: Path, checkpoint: Path, state: dict[str, Any], train
 
 def _overrides() -> list[str]:
     """The overrides of this command; in a job of a sweep, also those in the sweep's record."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return as_typed(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _typed_loggers() -> list[str]:

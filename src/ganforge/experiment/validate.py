@@ -73,18 +73,25 @@ def check_networks(model: DictConfig) -> None:
         network = model.get(option)
         if not isinstance(network, DictConfig) or "_target_" not in network:
             raise UserError(f"model.{option} is missing: it needs a _target_, the network's class")
-        try:
-            parameters = signature(get_class(str(network["_target_"]))).parameters
-        except Exception:  # instantiating it will report the error
-            continue
-        if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
-            continue
-        unknown = [str(key) for key in network if not str(key).startswith("_") and key not in parameters]
-        if unknown:
-            raise UserError(
-                f"model.{option}.{unknown[0]}: {network['_target_']} has no argument {', '.join(unknown)}. Start the "
-                "yaml from defaults: [base/gan@_here_, _self_] so that it inherits no networks"
-            )
+        yaml = ", or start its yaml from defaults: [base/gan@_here_, _self_], so that it inherits no networks"
+        _check_arguments(f"model.{option}", network, yaml)
+
+
+def _check_arguments(key: str, node: DictConfig, alternative: str = "") -> None:
+    """Raise UserError if a class does not take all arguments: another class's are left when only _target_ is set."""
+    target = str(node["_target_"])
+    try:
+        parameters = signature(get_class(target)).parameters
+    except Exception:  # instantiating it will report the error
+        return
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    unknown = [str(name) for name in node if not str(name).startswith("_") and name not in parameters]
+    if unknown:
+        raise UserError(
+            f"{key}.{unknown[0]}: {target} has no argument {', '.join(unknown)}. Replace {key} as a whole: ~{key} "
+            f"'+{key}={{_target_: {target}}}'{alternative}"
+        )
 
 
 # Types -----------------------------------------------------------------------------------------------------------
@@ -156,6 +163,8 @@ def check_values(config: DictConfig) -> None:
     check_count("data.num_samples", config.data.get("num_samples", 1), MAX_SAMPLES)
     if "generator_optimizer" in config.model:
         check_networks(config.model)
+    if "_target_" in (config.model.get("loss") or {}):
+        _check_arguments("loss", config.model.loss)
 
 
 def check_count(option: str, value: Any, most: int | None = None) -> None:

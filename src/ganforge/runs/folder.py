@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge import __version__
-from ganforge.runs.folder_contents import read_yaml
+from ganforge.runs.folder_contents import read_yaml, strings
 from ganforge.runs.record import read_resumed
 from ganforge.runtime.files import write_atomic
 from ganforge.runtime.overrides import parse_override
@@ -87,8 +88,13 @@ def _leaves(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, key)
         elif name == "_target_":
             yield key, str(value).rpartition(".")[2]
-        elif name not in ("_partial_", "cache_dir", "classes") and "${" not in str(value):
+        elif name not in ("_partial_", "cache_dir", "classes") and not _is_reference(value):
             yield key, value
+
+
+def _is_reference(value: Any) -> bool:
+    """Whether a value stands elsewhere in the config, unlike that of a schedule such as ${cosine:2.0,0.2}."""
+    return any("${" in text and not re.match(r"\$\{(linear|cosine):", text) for text in strings(value))
 
 
 def environment(config: DictConfig, trainer: Trainer) -> dict[str, Any]:

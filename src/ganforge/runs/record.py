@@ -13,7 +13,7 @@ from ganforge.runs.plain_overrides import is_plain_value
 from ganforge.runs.schemas import ENVIRONMENT, read_table
 from ganforge.runtime.errors import Damaged, UserError
 from ganforge.runtime.files import write_atomic
-from ganforge.runtime.overrides import key_of, parse_override
+from ganforge.runtime.overrides import as_typed, key_of, parse_override
 
 SECTIONS = ("model", "data", "trainer", "callbacks", "logger")
 """The config groups that every record has."""
@@ -82,7 +82,7 @@ def read_overrides(folder: Path) -> list[str]:
     """The overrides of the command that started a run."""
     path = folder / ".hydra" / "overrides.yaml"
     overrides = read_yaml(path) if path.is_file() else []
-    return list(map(str, overrides)) if isinstance(overrides, list | ListConfig) else []
+    return as_typed(overrides) if isinstance(overrides, list | ListConfig) else []
 
 
 def read_resumed(folder: Path) -> list[tuple[int, list[str]]]:

@@ -1,12 +1,13 @@
 """Hydra overrides on the command line: `key=value`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString, Sweep
+from omegaconf import OmegaConf
 
 PATHS = (
     *("run", "runs", "resume", "sweep", "checkpoint", "input", "output", "folder", "against", "name"),
@@ -47,6 +48,12 @@ def literal(argument: str, is_sweep: bool = False) -> str:
     if is_sweep and re.match(r"(choice|glob|sort|shuffle)\(", value):
         return argument
     return f"{key}={','.join(map(quoted, value.split(',') if is_sweep else [value]))}"
+
+
+def as_typed(overrides: Iterable[str]) -> list[str]:
+    """The overrides that Hydra lists, as they were typed: reading its list would resolve interpolations in them."""
+    listed: Any = OmegaConf.to_container(overrides) if OmegaConf.is_config(overrides) else overrides
+    return list(map(str, listed))
 
 
 def parse_override(argument: str) -> Override:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from ganforge.metrics import scores
 from ganforge.runs.schemas import METRICS, read_table
 from ganforge.runtime.files import write_atomic
-from ganforge.runtime.overrides import quoted
+from ganforge.runtime.overrides import as_typed, quoted
 
 ERROR = "error.txt"
 """In the folder of a job that failed: why."""
@@ -45,8 +45,8 @@ def job_arguments(hydra: DictConfig, folder: Path) -> list[str]:
     return [
         *(f"{options[source.provider]}={source.path}" for source in sources),
         f"--config-name={hydra.job.config_name}",
-        *hydra.overrides.task,
-        *(override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")),
+        *as_typed(hydra.overrides.task),
+        *(override for override in as_typed(hydra.overrides.hydra) if not override.startswith("hydra.mode=")),
         f"hydra.job.num={hydra.job.num}",
         f"hydra.run.dir={quoted(folder)}",
         f"hydra.sweep.dir={quoted(hydra.sweep.dir)}",

@@ -27,6 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from ganforge.runtime.devices import cpu_count
+from ganforge.runtime.overrides import as_typed
 from ganforge.sweeps.job import ERROR, LAUNCHED_BY, JobFailed, SweepStopped, job_arguments, objective_of
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class JobProcess(PROCESSES.Process):  # type: ignore[name-defined]
             os.killpg(self.pid, signal.SIGKILL)
 
     def result(self) -> JobReturn:
-        result = JobReturn(list(self.config.hydra.overrides.task), self.config, status=JobStatus.COMPLETED)
+        result = JobReturn(as_typed(self.config.hydra.overrides.task), self.config, status=JobStatus.COMPLETED)
         try:
             result.return_value = objective_of(self.folder, self.exitcode)
         except JobFailed as error:

@@ -14,7 +14,7 @@ from ganforge.runs.folder_contents import check_folder, read_yaml
 from ganforge.runs.plain_overrides import fits, is_plain
 from ganforge.runs.record import read_overrides, read_record
 from ganforge.runtime.errors import UserError
-from ganforge.runtime.overrides import is_group, key_of, override_values, parse_override
+from ganforge.runtime.overrides import as_typed, is_group, key_of, override_values, parse_override
 from ganforge.runtime.text import printable
 from ganforge.sweeps.sweep import RECORD, is_search, swept_keys
 
@@ -56,7 +56,7 @@ def resume_job_config(folder: Path, composed: DictConfig) -> DictConfig:
     Its loggers are those of the `composed` config if `logger=` was given since.
     """
     before = read_overrides(folder)
-    given = [each for each in HydraConfig.get().overrides.task if each not in before]
+    given = [each for each in as_typed(HydraConfig.get().overrides.task) if each not in before]
     config = read_record(folder, given)
     if any(key_of(each) == "logger" for each in given):
         config.logger = composed.logger

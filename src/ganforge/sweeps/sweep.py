@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from ganforge.runtime.files import write_atomic
-from ganforge.runtime.overrides import key_of, parts
+from ganforge.runtime.overrides import as_typed, key_of, parts
 from ganforge.runtime.text import printable
 from ganforge.sweeps.job import ERROR, SweepStopped, is_job
 
@@ -95,7 +95,7 @@ def job_name(overrides: Iterable[str]) -> str:
     """[model=dcgan, model.generator.hidden=[16,8], trainer=cpu] -> `model=dcgan,hidden=16,8` where the first two are
     swept."""
     keys = os.environ.get("GANFORGE_SWEPT")  # not on other machines of a cluster
-    pairs = [parts(override) for override in overrides]
+    pairs = list(map(parts, as_typed(overrides)))
     chosen = pairs if keys is None else [pair for pair in pairs if pair[0] in keys.split(",")]
     name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in chosen)
-    return re.sub(r"[^\w=,.+-]+", "-", re.sub(r"[\[\]{}()'\"]", "", name))[:120] or "job"
+    return re.sub(r"[^\w=,.+-]+", "-", re.sub(r"[\[\]{}()'\"$\\]", "", name))[:120] or "job"
