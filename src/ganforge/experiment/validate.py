@@ -203,6 +203,6 @@ def warn_of_stretching(config: DictConfig, folder: Path) -> None:
 def _spans_run(node: Any) -> bool:
     """Whether a config has a schedule without steps."""
     if isinstance(node, dict) and str(node.get("_target_")).startswith("ganforge.schedules."):
-        return "steps" in node and node["steps"] is None
+        return "milestones" not in node and node.get("steps") is None
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     return any(map(_spans_run, children))
