@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, composed
+from conftest import ROOT, composed, slow
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import OmegaConf
@@ -30,7 +30,7 @@ def commands(page: Path) -> list[str]:
     return [re.sub(r"<[^<>]*>", "placeholder", line) for line in lines if "python " in line]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [PAGES[0], *map(slow, PAGES[1:])], ids=lambda page: page.stem)
 def test_commands_compose(page: Path) -> None:
     for command in commands(page):
         words = shlex.split(command, comments=True)
@@ -91,7 +91,7 @@ def _keys(node: Any, path: str = "") -> Iterator[str]:
 OF_BENCHMARKS = {"images"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [PAGES[0], *map(slow, PAGES[1:])], ids=lambda page: page.stem)
 def test_options_exist(page: Path) -> None:
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     codes = [code for code in re.findall(r"`([^`\n]+)`", prose) if not set("()") & set(code)]  # which are Python

@@ -325,6 +325,7 @@ def test_going_on_takes_the_folder_alone(tmp_path: Path) -> None:
     assert message.startswith("Stopped after step 7.")
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     # one step draws all of the rows a million times over, so only the second signal can end it in time
     options = [*ENDLESS, "data.batch_size=100", "model.discriminator_steps=20000"]

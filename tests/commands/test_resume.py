@@ -97,7 +97,7 @@ class Recorder(Callback):
             shutil.copy(last, self.keep / f"{trainer.global_step}.ckpt")
 
 
-@pytest.mark.parametrize("steps", [[0, 3, 5, 10], slow(range(12))], ids=["some", "all"])
+@pytest.mark.parametrize("steps", [[0, 5, 10], slow(range(12))], ids=["some", "all"])
 def test_resuming_from_every_step_changes_nothing(tmp_path: Path, steps: Sequence[int]) -> None:
     full = Recorder(tmp_path / "kept")
     fitted(tmp_path / "full", *TINY_POINTS, *DENSE, callbacks=[full])
@@ -139,10 +139,10 @@ LIKE_CGAN = ["cgan_conv", "cgan_projection"]
 """Which differ from it in their networks only."""
 
 
-ALWAYS = ["lapgan_conditional", "pix2pix", "sngan_conditional", "stylegan2"]
+ALWAYS = ["lapgan_conditional", "stylegan2"]
 
 
-@pytest.mark.parametrize("model", [*ALWAYS, *map(slow, ("cgan", *LIKE_CGAN, "srgan"))])
+@pytest.mark.parametrize("model", [*ALWAYS, *map(slow, ("cgan", *LIKE_CGAN, "srgan", "pix2pix", "sngan_conditional"))])
 def test_every_variant_resumes(tmp_path: Path, pictures: Path, fake_mnist: Path, model: str) -> None:
     options = tiny(model, "data.batch_size=8", "trainer.max_steps=5", "trainer.log_every_n_steps=1")
     options += ["checkpoint_every=1", "schedule=linear", "model.moving_average_every=2"]

@@ -236,6 +236,7 @@ def test_an_image_is_packed_as_one_sees_it() -> None:
     assert np.asarray(to_8bit(ink, 3)).tolist() == [[[0, 255, 255]]]
 
 
+@pytest.mark.slow
 def test_links_that_fan_out_are_no_hang(tmp_path: Path) -> None:
     folders = [tmp_path / "pictures" / str(i) for i in range(12)]
     for folder in folders:
@@ -399,6 +400,7 @@ def test_a_killed_packing_goes_on(pictures: Path, tmp_path: Path) -> None:
     assert not list(cache.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_pack_once(pictures: Path, tmp_path: Path) -> None:
     script = tmp_path / "packing_script.py"
     script.write_text(PACKING)

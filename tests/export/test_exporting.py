@@ -52,7 +52,7 @@ INPUTS = {
 INPUTS["stylegan2"] = {"latent": ("N", 8), "label": ("N",)}
 INPUTS["lapgan_conditional"] = {**INPUTS["lapgan"], "label": ("N",)}
 ALWAYS = {
-    "onnx": ("lapgan_conditional", "srgan"),
+    "onnx": ("lapgan_conditional",),
     "torch_export": ("cgan_conv",),
     "safetensors": ("gan", "lapgan_conditional", "pix2pix", "stylegan2"),
 }
@@ -123,6 +123,7 @@ def others(path: Path, names: Any, inputs: list[Tensor]) -> Tensor:
     return ganforge.load_generator(path).network(*inputs)
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_sample_py(runs: dict[str, Path], tmp_path: Path) -> None:
     options = ["num_samples=70", "seed=1", "labels=[3,7]", "separate=true", "format=npz", f"output={tmp_path}"]
     assert run("sample.py", f"run={runs['cgan']}", *options, cwd=tmp_path).returncode == 0

@@ -376,6 +376,7 @@ def test_two_folders_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / name).unlink()
 
 
+@pytest.mark.slow
 def test_bicubic_needs_no_training(tmp_path: Path) -> None:
     for i in range(2):
         save_picture(tmp_path / "photographs" / f"{i}.png", i, (48, 64))

@@ -44,10 +44,11 @@ def grey(image: Tensor) -> Tensor:
     return (image.double() * torch.tensor([0.298936, 0.587043, 0.114021]).double().view(3, 1, 1)).sum(1, True).round()
 
 
-def test_published_values(published: dict, image_pairs: dict, test_data: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("count", [2, slow(5)])
+def test_published_values(published: dict, image_pairs: dict, test_data: Callable[[str], Path], count: int) -> None:
     expected = published["image_pairs_published"]
     lpips = LPIPS(str(test_data("weights/alexnet_features.pth")))
-    for name, (made, right) in image_pairs.items():
+    for name, (made, right) in list(image_pairs.items())[:count]:
         assert PSNR("rgb")(made, right).item() == pytest.approx(expected["psnr_rgb"][name], abs=0.005)
         assert SSIM("rgb")(grey(made), grey(right)).item() == pytest.approx(
             expected["ssim_matlab_gray"][name], abs=5e-5

@@ -400,7 +400,7 @@ TRACES = {
 }
 
 
-RARE = ("lapgan", "dcgan_5x5", "sngan", "fastgan", "cgan_conv")
+RARE = ("lapgan", "dcgan_5x5", "sngan", "sngan_conditional", "fastgan", "cgan_conv")
 
 
 @pytest.mark.parametrize("name", [slow(name) if name in RARE else name for name in TRACES])

@@ -68,6 +68,7 @@ def test_options_are_checked(options: list[str], message: str) -> None:
         build(composed(*tiny("stylegan2"), *options), Path("unused"))
 
 
+@pytest.mark.slow
 def test_the_average_has_the_mean_w_and_the_noise_of_its_generator(tmp_path: Path, fake_mnist: Path) -> None:
     options = [*tiny("stylegan2"), f"data.root={fake_mnist}", "data.batch_size=8", "trainer.max_steps=40"]
     model = fitted(tmp_path, *options, "model.moving_average_every=1").model

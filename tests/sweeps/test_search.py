@@ -78,6 +78,7 @@ def test_bounds_that_make_no_sense_are_named() -> None:
             _distribution(override)
 
 
+@pytest.mark.slow
 def test_jobs_keep_the_order_of_the_command(tmp_path: Path) -> None:
     """The last of two values of one option holds."""
     launcher = search(tmp_path, "a=1", "b=choice(2)", "a=choice(3)", "c=4", n_trials=1)
@@ -100,6 +101,7 @@ def test_a_failed_trial_does_not_end_a_search(tmp_path: Path) -> None:
         search(tmp_path, "seed=range(9)")
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_killed_is_completed(tmp_path: Path) -> None:
     def killed_at_hinge(overrides: list[str]) -> float | None:
         if "loss=hinge" in overrides:

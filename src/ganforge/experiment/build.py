@@ -68,10 +68,10 @@ def make_model(config: DictConfig, data: TensorData, is_new: bool) -> GAN:
     """The model, ready to train on the data; one that is new starts from the weights of model.init_from."""
     model = instantiate(config.model, _convert_="all")
     check_counterparts(data, model)
+    check_optimizers(model)
     check_loss(model.loss)
     check_augment(config, model)
     check_pack(model)
-    check_optimizers(model)
     check_devices(config, model)
     model.prepare()
     if model.init_from and is_new:

@@ -68,15 +68,15 @@ def check_augment(config: DictConfig, model: GAN) -> None:
 
 def check_optimizers(model: GAN) -> None:
     """Check that the optimizers take their arguments, and that the schedule of their rates is one of ganforge's."""
+    try:
+        model.configure_optimizers()
+    except (TypeError, ValueError, IndexError) as error:
+        raise UserError(f"model.*_optimizer: {error}") from error
     if model.schedule is not None and not isinstance(model.schedule, Schedule):
         raise UserError(
             f"schedule is a {type(model.schedule).__name__}: it needs a class that derives from "
             "ganforge.schedules.Schedule, such as schedule=linear, not a scheduler of torch"
         )
-    try:
-        model.configure_optimizers()
-    except (TypeError, ValueError, IndexError) as error:
-        raise UserError(f"model.*_optimizer: {error}") from error
 
 
 def has_validations(config: DictConfig, data: TensorData, model: GAN) -> bool:
