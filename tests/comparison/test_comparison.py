@@ -205,6 +205,11 @@ def test_a_sweep_on_the_console(sweep: Path) -> None:
     assert (here / "a=b.html").read_text() == (sweep / "comparison.html").read_text()
 
 
+def test_a_notebook_reads_runs_without_a_command(sweep: Path) -> None:
+    OmegaConf.clear_resolver("packed")  # what an entry point registers
+    assert all("loss" in run.settings for run in read_runs(find_runs(sweep)))
+
+
 def test_unfinished_and_failed_runs(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shutil.copytree(sweep, tmp_path / "s")
     first, second = sorted(path for path in (tmp_path / "s").iterdir() if path.is_dir())
