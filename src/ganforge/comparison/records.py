@@ -18,7 +18,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
 from ganforge.callbacks.health import state_in
 from ganforge.callbacks.pruning import Pruning
-from ganforge.cli.resolvers import register_resolvers
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.metrics.scores import better_of
 from ganforge.runs.folder import settings
@@ -91,7 +90,6 @@ def natural_key(name: str) -> list[tuple[str, int]]:
 
 def read_runs(folders: list[Path]) -> list[Run]:
     """Read every run; damaged ones are marked. Raises UserError if one cannot be trusted."""
-    register_resolvers()  # in a notebook, no command has
     common = Path(commonpath([folder.parent for folder in folders]))
     return [_read(folder, str(folder.relative_to(common))) for folder in folders]
 

@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ganforge.callbacks.checkpoints import latest_checkpoint, read_checkpoint
-from ganforge.cli.resolvers import register_resolvers
 from ganforge.experiment.trust import validate_untrusted
 from ganforge.models.gan import GAN
 from ganforge.runs.record import read_record
@@ -37,7 +36,6 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> Trained:
     only classes of known kinds from known packages are made (see `validate_untrusted`). Raises UserError.
     """
     folder = Path(folder).expanduser()
-    register_resolvers()
     config = read_record(folder)
     if not isinstance(config.get("model"), DictConfig) or "_target_" not in config.model:
         raise UserError(f"{folder}: its recorded config describes no model")

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from ganforge.cli.resolvers import register_resolvers
 from ganforge.content import Content
 from ganforge.degradations import Degradation
 from ganforge.latents import Latent
@@ -79,6 +80,7 @@ def validate_untrusted(config: DictConfig, exempt: Collection[str] = ()) -> Dict
 
     exempt: sections that are not instantiated, or not from the record
     """
+    register_resolvers()  # in a notebook, no command has
     root = config._get_root()  # interpolations of a section may refer to any other
     check_config(OmegaConf.to_container(root))
     values = OmegaConf.to_container(config, resolve=True)
