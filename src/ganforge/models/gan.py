@@ -16,7 +16,7 @@ from ganforge.latents import Latent, to_device
 from ganforge.losses import Loss
 from ganforge.models.ema import MovingAverage, with_augment, with_average
 from ganforge.models.sampler import ModelSampler
-from ganforge.models.scheduled import MakeOptimizer, OptimizerOptions, Scheduled, make_optimizer
+from ganforge.models.scheduled import MakeOptimizer, OptimizerOptions, Scheduled
 from ganforge.models.step_log import StepLog
 from ganforge.models.updates import frozen, has_update_hooks, parameters_of, profiled
 from ganforge.regularizers import Critic, Regularizer, Scored, check_layers
@@ -236,11 +236,13 @@ class GAN(ModelSampler, LightningModule):
     # Lightning's side --------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        optimizers = []
-        for game in self.games:
-            optimizers.append(make_optimizer(self.discriminator_optimizer, game.discriminator.parameters()))
-            optimizers.append(make_optimizer(self.generator_optimizer, game.generator.parameters()))
-        return optimizers
+        makers = {"discriminator": self.discriminator_optimizer, "generator": self.generator_optimizer}
+        self._scheduled.optimizers = [
+            OptimizerOptions(f"model.{player}_optimizer", make, getattr(game, player).parameters(), self.schedule)
+            for game in self.games
+            for player, make in makers.items()
+        ]
+        return [options.optimizer for options in self._scheduled.optimizers]
 
     @cached_property
     def _scheduled(self) -> Scheduled:
@@ -251,12 +253,6 @@ class GAN(ModelSampler, LightningModule):
         return Scheduled({**own, **regularizers, **augment})
 
     def on_fit_start(self) -> None:
-        makers = [("discriminator_optimizer", self.discriminator_optimizer)]
-        makers += [("generator_optimizer", self.generator_optimizer)]
-        self._scheduled.optimizers = [
-            OptimizerOptions(f"model.{name}", make, optimizer, self.schedule)
-            for (name, make), optimizer in zip(makers * len(self.games), self.trainer.optimizers, strict=True)
-        ]
         self._scheduled.set(1, self.trainer.max_steps)  # reports mistakes early
 
     def on_train_start(self) -> None:

@@ -56,26 +56,27 @@ class Scheduled:
 
 
 class OptimizerOptions:
-    """The options of an optimizer, as configured: loading a checkpoint replaces them by those of the checkpoint.
+    """An optimizer and its options, as configured: loading a checkpoint replaces them by those of the checkpoint.
 
     `factor` scales the learning rate.
     """
 
-    def __init__(self, name: str, make: MakeOptimizer, optimizer: Optimizer, factor: Schedule | None):
+    def __init__(self, name: str, make: MakeOptimizer, parameters: Iterable[nn.Parameter], factor: Schedule | None):
         self._name = name
-        self._optimizer = optimizer
-        self._configured = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+        self.optimizer = make_optimizer(make, parameters)
+        groups = self.optimizer.param_groups
+        self._configured = [{key: group[key] for key in group if key != "params"} for group in groups]
         keywords = make.keywords if isinstance(make, partial) else {}
         self._scheduled = {key: value for key, value in keywords.items() if at_step(value, 1, 1) != value}
         self._factor = factor
 
     def restore(self) -> None:
-        for group, configured in zip(self._optimizer.param_groups, self._configured, strict=True):
+        for group, configured in zip(self.optimizer.param_groups, self._configured, strict=True):
             group.update(configured)
 
     def set(self, step: int, run_steps: int) -> dict[str, float]:
         options = at_step(self._scheduled, step, run_steps)
-        for group, configured in zip(self._optimizer.param_groups, self._configured, strict=True):
+        for group, configured in zip(self.optimizer.param_groups, self._configured, strict=True):
             group.update(options)
             if self._factor is not None:
                 group["lr"] = options.get("lr", configured["lr"]) * self._factor(step, run_steps)
