@@ -162,13 +162,15 @@ def endless(folder: Path, *options: str) -> Iterator[subprocess.Popen]:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """All processes whose working directory this is."""
+    """All processes whose working directory this is, the oldest first (process ids wrap around)."""
     found = []
     for place in Path("/proc").glob("[0-9]*/cwd"):
         with suppress(OSError):
-            if place.resolve() == folder.resolve() and "State:\tZ" not in (place.parent / "status").read_text():
-                found.append(int(place.parent.name))
-    return found
+            if place.resolve() == folder.resolve():
+                state, *fields = (place.parent / "stat").read_text().rpartition(")")[2].split()
+                if state != "Z":
+                    found.append((int(fields[18]), int(place.parent.name)))  # field 22: when it started
+    return [pid for _, pid in sorted(found)]
 
 
 def trains(job: Path) -> bool:
@@ -184,7 +186,7 @@ def test_a_killed_job_and_an_interrupted_sweep(tmp_path: Path) -> None:
     with endless(tmp_path, "seed=0,1,2", "hydra.launcher.n_jobs=2") as process:
         wait_for(lambda: len(list(tmp_path.glob("logs/sweeps/*/*/*/checkpoints/previous.ckpt"))) == 2)
         sweep = the_sweep(tmp_path)
-        launcher, killed, _ = sorted(processes_in(tmp_path))
+        launcher, killed, _ = processes_in(tmp_path)
         assert launcher == process.pid
         os.kill(killed, signal.SIGKILL)
         wait_for(lambda: trains(sweep / "2-seed=2"))
@@ -231,7 +233,7 @@ def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path, options: list[st
 def test_a_killed_job_leaves_no_rank(tmp_path: Path) -> None:
     with endless(tmp_path, "seed=0,1", "trainer.devices=2") as process:
         wait_for(lambda: len(list(tmp_path.glob("logs/sweeps/*/*/0-seed=0/checkpoints/previous.ckpt"))) == 1)
-        _, killed, rank = sorted(processes_in(tmp_path))
+        _, killed, rank = processes_in(tmp_path)
         os.kill(killed, signal.SIGKILL)
         wait_for(lambda: trains(the_sweep(tmp_path) / "1-seed=1"))
         assert not {killed, rank} & set(processes_in(tmp_path))
