@@ -107,8 +107,9 @@ def test_sample_py_truncates_and_mixes(tmp_path: Path, fake_mnist: Path, capsys:
     assert mixed.name == "mixed-fine-seed-0-labels-3-7.png"
     assert Image.open(mixed).size == (4 * 30 + 2, 4 * 30 + 2)
     for wrong, message in (
-        (["truncation=much"], "truncation=much: must be a number"),
-        (["truncation=true"], "truncation=True: must be a number"),
+        (["truncation=much"], "truncation=much: must be a finite number"),
+        (["truncation=nan"], "truncation=nan: must be a finite number"),
+        (["truncation=true"], "truncation=True: must be a finite number"),
         (["style_mixing=1"], "style_mixing=1: must be true or false"),
         (["style_mixing=true", "style_layers=all"], "style_layers=all: must be coarse, middle, fine"),
         (["style_mixing=true", "separate=true"], "Leave out separate=true"),

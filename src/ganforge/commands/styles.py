@@ -1,6 +1,6 @@
 """What sample.py can do with style-based generators: truncation, and grids of mixed styles."""
 
-from math import isqrt
+from math import isfinite, isqrt
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ def check_style_options(model: GAN, config: DictConfig) -> None:
     """Raise UserError for options that are wrong, or that the model's generator does not have."""
     generator: Any = model.sampling_generator
     psi = config.truncation
-    if isinstance(psi, bool) or not isinstance(psi, int | float):
-        raise UserError(f"truncation={psi}: must be a number, 1 for none")
+    if isinstance(psi, bool) or not isinstance(psi, int | float) or not isfinite(psi):
+        raise UserError(f"truncation={psi}: must be a finite number, 1 for none")
     if psi != 1 and not hasattr(generator, "truncation"):
         raise UserError(f"truncation={psi}: this model's generator has no mapping network. Leave it out")
     if not config.style_mixing:

@@ -206,12 +206,13 @@ class Generator(nn.Module):
         return self.synthesis(self.truncated(w))
 
     def mixed(self, w: Tensor, latent: Tensor, condition: Tensor | None) -> Tensor:
-        """The styles (N, num_layers, w_size) of a batch: from a random layer on, those of other latents."""
+        """The styles (N, num_layers, w_size) of a batch: from a random layer on, those of the batch's other latents."""
         count, layers = len(w), self.synthesis.num_layers
         styles = w[:, None].expand(-1, layers, -1)
         if self.style_mixing == 0:
             return styles
-        others = self.mapping(torch.randn_like(latent), condition)[:, None]
+        neighbours = latent.roll(1, 0)  # distributed as model.latent says, and independent of each sample's own latent
+        others = self.mapping(neighbours, condition)[:, None]
         start = torch.randint(1, layers, (count,), device=w.device)
         start = torch.where(torch.rand(count, device=w.device) < self.style_mixing, start, layers)
         return torch.where(torch.arange(layers, device=w.device)[:, None] >= start[:, None, None], others, styles)
