@@ -27,7 +27,7 @@ def test_shapes(size: int, channels: int, patch_size: int, condition_size: int |
     [
         ({"image_size": 36}, "data.image_size"),
         ({"patch_size": 3}, "patch_size=3"),
-        ({"patch_size": 4}, "patch_size=4"),
+        ({"patch_size": 8}, "patch_size=8"),
         ({"width": 0}, "width=0"),
         ({"blocks": 0}, "blocks=0"),
         ({"group_size": 0}, "group_size=0"),

@@ -63,18 +63,21 @@ def apply_spectral_norm(network: nn.Module) -> None:
             spectral_norm(module)
 
 
-def map_sizes(image_size: int) -> list[int]:
+def map_sizes(image_size: int, patch_size: int = 1) -> list[int]:
     """Sides of the feature maps of an image, each twice the one before, from 4 to 7 up: 28 -> [7, 14, 28].
 
-    Raises ValueError for images that are not made by doubling such a map.
+    The finest has a pixel for each patch of `patch_size` pixels: with patches of 4, 28 -> [7]. Raises ValueError for
+    images that are not made by doubling such a map, and for those that are such a map themselves.
     """
-    doublings = (image_size // 4).bit_length() - 1
-    if doublings < 1 or image_size % 2**doublings:
+    side = image_size // max(1, patch_size)
+    doublings = max(0, (side // 4).bit_length() - 1)
+    if patch_size < 1 or image_size % patch_size or side < 4 or image_size < 8 or side % 2**doublings:
+        unit = "" if patch_size == 1 else f"patch_size={patch_size} times "
         raise ValueError(
-            f"image_size={image_size}: must be 4, 5, 6 or 7 times a power of 2, such as 28, 32, 48 or 64; choose one "
-            "with data.image_size"
+            f"image_size={image_size}: must be {unit}4, 5, 6 or 7 times a power of 2, such as 28, 32, 48 or "
+            "64; choose one with data.image_size"
         )
-    return [image_size >> halvings for halvings in reversed(range(doublings + 1))]
+    return [side >> halvings for halvings in reversed(range(doublings + 1))]
 
 
 class Embedding(nn.Module):

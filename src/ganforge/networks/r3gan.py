@@ -19,13 +19,6 @@ EXPANSION = 2
 """Channels within a residual block, as a multiple of those outside."""
 
 
-def resolutions(image_size: int, patch_size: int) -> list[int]:
-    """Sides of the feature maps, from the coarsest. Each pixel of the finest stands for a patch of the image."""
-    if patch_size < 1 or image_size % patch_size or image_size < 8 * patch_size:
-        raise ValueError(f"patch_size={patch_size}: must divide data.image_size={image_size} into at least 8 patches")
-    return map_sizes(image_size // patch_size)
-
-
 def stage_widths(sizes: list[int], width: int, full_width_up_to: int) -> list[int]:
     """Channels of maps of these sizes: `width`, halved with each doubling beyond `full_width_up_to` pixels."""
     if min(width, full_width_up_to) < 1:
@@ -148,7 +141,7 @@ class Generator(nn.Module):
     ):
         super().__init__()
         self.condition_size = condition_size
-        sizes = resolutions(image_size, patch_size)
+        sizes = map_sizes(image_size, patch_size)
         widths = stage_widths(sizes, width, full_width_up_to)
         if condition_size is not None:
             self.embedding = Embedding(condition_size, latent_size, std=condition_size**-0.5)
@@ -192,7 +185,7 @@ class Discriminator(nn.Module):
         condition_size: int | None = None,
     ):
         super().__init__()
-        sizes = resolutions(image_size, patch_size)[::-1]
+        sizes = map_sizes(image_size, patch_size)[::-1]
         widths = stage_widths(sizes, width, full_width_up_to)
         layers: list[nn.Module] = []
         for i, features in enumerate(widths):

@@ -63,7 +63,7 @@ class ConditionalBatchNorm2d(nn.Module):
         return normalized * (1 + gain) + bias
 
 
-class _Conditional(nn.Sequential):
+class Conditional(nn.Sequential):
     """Layers in sequence; ConditionalBatchNorm2d also gets the condition."""
 
     def forward(self, features: Tensor, condition: Tensor | None) -> Tensor:  # type: ignore[override]
@@ -77,7 +77,7 @@ class UpBlock(nn.Module):
 
     def __init__(self, before: int, after: int, normalization: Layer):
         super().__init__()
-        self.layers = _Conditional(
+        self.layers = Conditional(
             normalization(before),
             nn.ReLU(inplace=True),
             nn.Upsample(scale_factor=2),
