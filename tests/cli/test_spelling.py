@@ -17,7 +17,7 @@ MISSPELT = {
     "~callbacks.prunning": "Did you mean callbacks.pruning\\?",
     "content=vgg16": "content=: the chosen model and data do not use this group",
     "loss={_target_:my_lab.Loss,margin:1}": "loss.margin: there is no such option. If a class accepts it, \\+",
-    "regularizer={mine:{_target_:my_lab.Penalty}}": "If a class accepts it, \\+regularizer.mine= adds it",
+    "augment={mine:{_target_:my_lab.Jitter}}": "If a class accepts it, \\+augment.mine= adds it",
     "-m model=gan,dcgan model.generator.width=3,4": "model.generator.width: there is no such option",
 }
 WITHOUT_COMPOSING = {

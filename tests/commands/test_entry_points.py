@@ -187,7 +187,7 @@ def test_mistakes_on_resuming(tmp_path: Path) -> None:
 def test_image_mistakes(tmp_path: Path, fake_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9")
     for options, message in (
-        ([f"data.root={fake_mnist}", "data.image_size=30"], "image_size=30: must be 4, 5, 6 or 7 times a power of 2"),
+        ([f"data.root={fake_mnist}", "data.image_size=30"], "image_size=30: must be patch_size=4 times 4, 5, 6"),
         (["data.root=/proc/nowhere"], "data.root=/proc/nowhere"),
         (["data.root=no/such/folder"], "data.root=no/such/folder: there is no folder"),
         (["data=folder"], "data.root is missing"),
