@@ -126,7 +126,7 @@ def test_every_module_can_be_imported_first(tmp_path: Path) -> None:
 
 CONDITIONAL = (
     *("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional"),
-    *("sngan_conditional", "r3gan_conditional", "stylegan2_conditional"),
+    *("compact_conditional", "sngan_conditional", "r3gan_conditional", "stylegan2_conditional"),
 )
 CONDITIONS: dict[str, Any] = {
     "celeba": ["data.condition=attributes", "data.attributes=[Smiling]"],

@@ -395,6 +395,7 @@ TRACES = {
     ],
     **{name: tiny(name) for name in ("cgan", "cgan_conv", "cgan_projection", "lapgan", "lapgan_conditional")},
     **{name: tiny(name) for name in ("sngan", "sngan_conditional", "r3gan", "fastgan")},
+    "compact": tiny("compact_conditional"),
     "stylegan2": tiny("stylegan2_conditional", "model.path_length_weight=2", "regularizer.r1.every=4"),
     **{name: tiny(name, "data=pairs", "data.image_size=28") for name in ("srgan", "pix2pix")},
 }

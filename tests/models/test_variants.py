@@ -44,7 +44,7 @@ from ganforge.runtime.errors import UserError
     "name",
     [
         *("cgan", "cgan_conv", "cgan_projection", "lapgan_conditional"),
-        *("sngan_conditional", "r3gan_conditional", "stylegan2_conditional"),
+        *("compact_conditional", "sngan_conditional", "r3gan_conditional", "stylegan2_conditional"),
     ],
 )
 def test_conditions_matter_and_are_learnt(tmp_path: Path, fake_mnist: Path, name: str) -> None:
