@@ -55,7 +55,8 @@ class Generator(nn.Module):
 
     A linear layer produces the coarsest map, of 4 to 7 pixels. There are `blocks` residual blocks per resolution, and a
     pixel of the finest map becomes a patch of the image. `width` is the number of channels of the finest map, doubled
-    at each coarser one. With `condition_size` classes or attributes, the BatchNorm of the blocks is conditional.
+    at each coarser one. With `condition_size` classes or attributes, an embedding of the condition is concatenated to
+    the latent, and the BatchNorm of the blocks is conditional.
     """
 
     def __init__(
@@ -75,7 +76,11 @@ class Generator(nn.Module):
             normalization = partial(ConditionalBatchNorm2d, condition_size=condition_size)
         coarsest, *finer = widths(image_size, patch_size, width, blocks).items()
         self.shape = coarsest[0], coarsest[0], coarsest[1]
-        self.entry = nn.Linear(latent_size, coarsest[0] ** 2 * coarsest[1])
+        inputs = latent_size
+        if condition_size is not None:
+            self.embedding = Embedding(condition_size, latent_size)
+            inputs *= 2
+        self.entry = nn.Linear(inputs, coarsest[0] ** 2 * coarsest[1])
 
         def stage(features: int) -> list[nn.Module]:
             return [ResidualBlock(features, nn.ReLU(), normalization) for _ in range(blocks)]
@@ -94,6 +99,8 @@ class Generator(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
+        if self.condition_size is not None:
+            latent = torch.cat([latent, self.embedding(condition)], dim=1)
         maps = self.entry(latent).unflatten(1, self.shape).permute(0, 3, 1, 2)  # channels_last without a copy
         for layer in self.layers:
             maps = layer(maps, condition) if isinstance(layer, ResidualBlock) else layer(maps)
