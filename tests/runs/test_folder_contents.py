@@ -394,7 +394,7 @@ def test_what_a_run_was_resumed_with_is_taken_where_it_is_plain(tmp_path: Path) 
     assert record.model.generator_optimizer.lr == 0.2
     assert (record.trainer.max_steps, record.trainer.detect_anomaly) == (9, True)
     assert "pruning" not in record.callbacks
-    assert read_record(tmp_path, ["trainer.max_steps=10"]).trainer.max_steps == 10000, "which is given anew"
+    assert read_record(tmp_path, ["trainer.max_steps=10"]).trainer.max_steps == 12000, "which is given anew"
     for section in ("model=../../evil", "+model=x", "data=null"):
         add_resumed(tmp_path, 8, [section])
         with pytest.raises(UserError, match="cannot replace a whole section"):
