@@ -74,18 +74,16 @@ class Generator(nn.Module):
         normalization: Layer = nn.BatchNorm2d
         if condition_size is not None:
             normalization = partial(ConditionalBatchNorm2d, condition_size=condition_size)
-        coarsest, *finer = widths(image_size, patch_size, width, blocks).items()
-        self.shape = coarsest[0], coarsest[0], coarsest[1]
-        inputs = latent_size
-        if condition_size is not None:
             self.embedding = Embedding(condition_size, latent_size)
-            inputs *= 2
-        self.entry = nn.Linear(inputs, coarsest[0] ** 2 * coarsest[1])
+            latent_size *= 2
+        (side, coarsest), *finer = widths(image_size, patch_size, width, blocks).items()
+        self.shape = side, side, coarsest
+        self.entry = nn.Linear(latent_size, coarsest * side**2)
 
         def stage(features: int) -> list[nn.Module]:
             return [ResidualBlock(features, nn.ReLU(), normalization) for _ in range(blocks)]
 
-        layers = stage(coarsest[1])
+        layers = stage(coarsest)
         for _, features in finer:
             layers += [nn.Conv2d(2 * features, features, 1), nn.Upsample(scale_factor=2.0), *stage(features)]
         self.layers = nn.ModuleList(layers)
