@@ -26,28 +26,27 @@ def widths(image_size: int, patch_size: int, width: int, blocks: int) -> dict[in
     if min(width, blocks) < 1:
         raise ValueError(f"width={width}, blocks={blocks}: must be at least 1")
     sizes = map_sizes(image_size, patch_size)
-    return {size: width * 2**i for i, size in zip(reversed(range(len(sizes))), sizes, strict=True)}
+    return {size: width * (sizes[-1] // size) for size in sizes}
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Conditional):
     """Adds two 3x3 convolutions, each after a normalization and an activation, to maps (N, width, H, W).
 
     Without normalization, the last convolution starts at zero, so that the block starts as the identity.
     """
 
     def __init__(self, width: int, activation: nn.Module, normalization: Layer | None):
-        super().__init__()
         layers: list[nn.Module] = []
         for _ in range(2):
             normalize = [] if normalization is None else [normalization(width)]
             layers += [*normalize, activation, nn.Conv2d(width, width, 3, padding=1)]
-        self.branch = Conditional(*layers)
+        super().__init__(*layers)
         if normalization is None:
             for parameter in layers[-1].parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, maps: Tensor, condition: Tensor | None = None) -> Tensor:
-        return maps + self.branch(maps, condition)
+        return maps + super().forward(maps, condition)
 
 
 class Generator(nn.Module):
@@ -86,7 +85,7 @@ class Generator(nn.Module):
         layers = stage(coarsest)
         for _, features in finer:
             layers += [nn.Conv2d(2 * features, features, 1), nn.Upsample(scale_factor=2.0), *stage(features)]
-        self.layers = nn.ModuleList(layers)
+        self.layers = Conditional(*layers)
         self.exit = nn.Sequential(
             nn.BatchNorm2d(width),
             nn.ReLU(),
@@ -100,9 +99,7 @@ class Generator(nn.Module):
         if self.condition_size is not None:
             latent = torch.cat([latent, self.embedding(condition)], dim=1)
         maps = self.entry(latent).unflatten(1, self.shape).permute(0, 3, 1, 2)  # channels_last without a copy
-        for layer in self.layers:
-            maps = layer(maps, condition) if isinstance(layer, ResidualBlock) else layer(maps)
-        return self.exit(maps)
+        return self.exit(self.layers(maps, condition))
 
 
 class Discriminator(nn.Module):

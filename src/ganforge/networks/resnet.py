@@ -64,11 +64,12 @@ class ConditionalBatchNorm2d(nn.Module):
 
 
 class Conditional(nn.Sequential):
-    """Layers in sequence; ConditionalBatchNorm2d also gets the condition."""
+    """Layers in sequence; ConditionalBatchNorm2d, and such sequences in it, also get the condition."""
 
-    def forward(self, features: Tensor, condition: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
         for layer in self:
-            features = layer(features, condition) if isinstance(layer, ConditionalBatchNorm2d) else layer(features)
+            needs_condition = isinstance(layer, ConditionalBatchNorm2d | Conditional)
+            features = layer(features, condition) if needs_condition else layer(features)
         return features
 
 
