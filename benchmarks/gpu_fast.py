@@ -54,6 +54,7 @@ def trainings(setting: Setting) -> dict[str, list[str]]:
         "srgan adversarial, crops of 96 pixels, batch 16": [
             *("model=srgan", "model.stage=adversarial", "content=pixels", "data=pairs", "data.batch_size=16")
         ],
+        "compact, MNIST, batch 64": ["model=compact", "data.batch_size=64"],
         "r3gan, MNIST, batch 64": ["model=r3gan", "data.batch_size=64"],
         "stylegan2, MNIST, batch 32": ["model=stylegan2", "data.batch_size=32"],
     }

@@ -26,7 +26,9 @@ WIDTHS = ["model.generator.width=4", "model.discriminator.width=4"]
 HIDDEN = ["model.generator.hidden=8", "model.discriminator.hidden=8"]
 PAIRS = ["data=pairs", "data.image_size=28"]
 SRGAN = ["model=srgan", *WIDTHS, "model.generator.blocks=1", "content=pixels", *PAIRS]
-BETAS = [f"model.{player}_optimizer.betas=[0.0,0.9]" for player in ("generator", "discriminator")]
+PLAYERS = ("generator", "discriminator")
+BETAS = [f"model.{player}_optimizer.betas=[0.0,0.9]" for player in PLAYERS]
+R3GAN = ("width=16", "blocks=1", "group_size=8")
 NO_NORM = "model.discriminator.normalization=none"
 
 MODELS: dict[str, list[str]] = {
@@ -46,6 +48,12 @@ MODELS: dict[str, list[str]] = {
         *(NO_NORM, *BETAS, *WIDTHS),
     ],
     "dcgan_r1": ["model=dcgan", "regularizer=r1", NO_NORM, *WIDTHS],
+    "dcgan_ada": ["model=dcgan", "augment=ada", *WIDTHS],
+    "compact_conditional": ["model=compact_conditional", *WIDTHS],
+    "sngan_conditional": ["model=sngan_conditional", *WIDTHS],
+    "r3gan_conditional": ["model=r3gan_conditional", *[f"model.{player}.{size}" for player in PLAYERS for size in R3GAN]],
+    "fastgan": ["model=fastgan", *WIDTHS],
+    "stylegan2": ["model=stylegan2", "model.latent.size=16", "model.generator.w_size=16", *WIDTHS],
 }
 """Every variant, with tiny networks."""
 
