@@ -61,7 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))
     parser.add_argument("--mnist", help="root of MNIST, as data.root")
     parser.add_argument("--faces", help="root of CelebA, as data.root of data=celeba")
-    parser.add_argument("--cases", nargs="*", help="only cases with one of these texts in the name of their table or case")
+    parser.add_argument("--cases", nargs="*", help="only cases with one of these texts in the names")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # set in the process of a part
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -28,7 +28,7 @@ PAIRS = ["data=pairs", "data.image_size=28"]
 SRGAN = ["model=srgan", *WIDTHS, "model.generator.blocks=1", "content=pixels", *PAIRS]
 PLAYERS = ("generator", "discriminator")
 BETAS = [f"model.{player}_optimizer.betas=[0.0,0.9]" for player in PLAYERS]
-R3GAN = ("width=16", "blocks=1", "group_size=8")
+R3GAN = [f"model.{player}.{size}" for player in PLAYERS for size in ("width=16", "blocks=1", "group_size=8")]
 NO_NORM = "model.discriminator.normalization=none"
 
 MODELS: dict[str, list[str]] = {
@@ -51,7 +51,7 @@ MODELS: dict[str, list[str]] = {
     "dcgan_ada": ["model=dcgan", "augment=ada", *WIDTHS],
     "compact_conditional": ["model=compact_conditional", *WIDTHS],
     "sngan_conditional": ["model=sngan_conditional", *WIDTHS],
-    "r3gan_conditional": ["model=r3gan_conditional", *[f"model.{player}.{size}" for player in PLAYERS for size in R3GAN]],
+    "r3gan_conditional": ["model=r3gan_conditional", *R3GAN],
     "fastgan": ["model=fastgan", *WIDTHS],
     "stylegan2": ["model=stylegan2", "model.latent.size=16", "model.generator.w_size=16", *WIDTHS],
 }
