@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from ganforge.randomness import start_step
-from ganforge.regularizers import DRAGAN, R1, R2, Critic, GradientPenalty, Regularizer, WeightClipping, ZeroCentred
+from ganforge.regularizers import (
+    DRAGAN,
+    R1,
+    R2,
+    Critic,
+    GradientPenalty,
+    Mismatch,
+    Regularizer,
+    WeightClipping,
+    ZeroCentred,
+)
+from ganforge.runtime.errors import UserError
 
 
 class Linear(nn.Module):
@@ -82,6 +93,30 @@ def test_dragan_perturbs_real_samples_by_up_to_half_their_spread() -> None:
     assert 0.01 < (points - real).mean() < 0.3
     assert (points - real).max() < 0.5
     assert torch.equal(DRAGAN(1, scale=0).points(real, FAKE), real)
+
+
+class Labelled(nn.Module):
+    """Logits that are the products of the sums of the samples and their labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, sample: Tensor, condition: Tensor) -> Tensor:
+        return self.factor * sample.flatten(1).sum(1) * condition
+
+
+def test_mismatch_ranks_the_own_label_above_that_of_the_next_sample() -> None:
+    critic = Critic(Labelled())
+    samples, labels = torch.tensor([1.0, 2.0, 3.0])[:, None], torch.tensor([0, 1, 1])
+    value = Mismatch(1)(critic, critic(samples, labels), critic(samples, labels))
+    differences = torch.tensor([1.0, 0.0, -3.0])  # by sample: its value times (label of the next one - its own)
+    torch.testing.assert_close(value, torch.log1p(differences.exp()).mean())
+
+
+def test_mismatch_is_refused_without_labels() -> None:
+    with pytest.raises(UserError, match="choose a conditional model"):
+        penalty_of(Mismatch(1), Linear(torch.ones(2)))
 
 
 def test_weights_are_clipped() -> None:

@@ -1,4 +1,4 @@
-"""What keeps the discriminator smooth: gradient penalties, and constraints on its weights.
+"""What the discriminator minimizes beside its loss: gradient penalties, constraints on its weights, a term on labels.
 
 To add one: a class here and a one-line file in `conf/regularizer/`. Several at once: `regularizer=[r1,r2]`.
 """
@@ -9,10 +9,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ganforge.losses import batch_mean
 from ganforge.randomness import for_batch
+from ganforge.runtime.errors import UserError
 from ganforge.schedules import Schedule, check_range
 
 
@@ -176,6 +178,24 @@ class DRAGAN(GradientPenalty):
         return real + _uniform_like(real, per_sample=True) * self.scale * std * _uniform_like(real)
 
 
+class Mismatch(Regularizer):
+    """Ranks the condition of each real sample above that of another one, by -log sigmoid of the logits' difference.
+
+    Without it, G may confuse labels that look alike wherever its samples are realistic. The other condition is that of
+    the next sample in the batch. A matching-aware D (Reed et al., 2016) counts such pairs as fake instead; a difference
+    suits all losses, and vanishes where both conditions are the same.
+    """
+
+    def __call__(self, critic: Critic, real: Scored, fake: Scored) -> Tensor:
+        if not isinstance(real.condition, Tensor):
+            raise UserError(
+                "regularizer=mismatch needs a discriminator that sees labels: choose a conditional model other than "
+                "lapgan_conditional, such as model=cgan, or leave mismatch out"
+            )
+        other = critic(real.samples.detach(), next_in_batch(real.condition))
+        return softplus(other.logits - real.logits).mean()
+
+
 class WeightClipping(Regularizer):
     """Clips the weights of D to [-limit, limit] after its updates (WGAN, Arjovsky et al., 2017)."""
 
@@ -190,6 +210,15 @@ class WeightClipping(Regularizer):
         with torch.no_grad():
             for weights in network.parameters():
                 weights.clamp_(-self.limit, self.limit)
+
+
+def next_in_batch(values: Tensor) -> Tensor:
+    """The rows of the next samples in the whole batch, on all devices; those of the first one follow the last."""
+    if not torch.distributed.is_initialized():
+        return values.roll(-1, 0)
+    ranks = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(ranks, values.contiguous())
+    return torch.cat(ranks).roll(-1, 0).chunk(len(ranks))[torch.distributed.get_rank()]
 
 
 def _uniform_like(samples: Tensor, per_sample: bool = False) -> Tensor:
