@@ -181,9 +181,9 @@ class DRAGAN(GradientPenalty):
 class Mismatch(Regularizer):
     """Ranks the condition of each real sample above that of another one, by -log sigmoid of the logits' difference.
 
-    Without it, G may confuse labels that look alike wherever its samples are realistic. The other condition is that of
-    the next sample in the batch. A matching-aware D (Reed et al., 2016) counts such pairs as fake instead; a difference
-    suits all losses, and vanishes where both conditions are the same.
+    Without it, D cares little about the label of a sample that looks real, and G confuses labels. The other condition
+    is that of the next sample in the batch. A matching-aware D (Reed et al., 2016) counts such pairs as fake instead; a
+    difference suits all losses, and vanishes where both conditions are the same.
     """
 
     def __call__(self, critic: Critic, real: Scored, fake: Scored) -> Tensor:
