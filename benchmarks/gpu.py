@@ -1,6 +1,7 @@
 """Correctness and speed on a GPU, in one command of less than eight minutes.
 
     python benchmarks/gpu.py --output DIR [--device cuda] [--parts right,fast,evaluation] [--mnist ROOT] [--faces ROOT]
+                             [--cases TEXT ...]
 
 `--device cpu` only checks that everything runs, with tiny sizes. Each part is a process with a time limit, and restarts
 after a case that broke the device. `results.md` and `results.json` in DIR are written after every case. The data are
@@ -61,7 +62,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))
     parser.add_argument("--mnist", help="root of MNIST, as data.root")
     parser.add_argument("--faces", help="root of CelebA, as data.root of data=celeba")
-    parser.add_argument("--cases", nargs="*", help="only cases with one of these texts in the names")
+    parser.add_argument(
+        "--cases", nargs="+", default=[""], help="run only cases whose table or name contains one of these texts"
+    )
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # set in the process of a part
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -108,8 +111,7 @@ def run_part(part: str, limit: float, options: argparse.Namespace, folder: str) 
 def forwarded(options: argparse.Namespace) -> list[str]:
     """The options for the process of a part."""
     given = {"output": options.output, "device": options.device, "mnist": options.mnist, "faces": options.faces}
-    cases = ["--cases", *options.cases] if options.cases else []
-    return [*(f"--{name}={value}" for name, value in given.items() if value), *cases]
+    return [*(f"--{name}={value}" for name, value in given.items() if value), "--cases", *options.cases]
 
 
 def work(options: argparse.Namespace, part: str, folder: Path, is_guarded: bool) -> int:
@@ -122,7 +124,7 @@ def work(options: argparse.Namespace, part: str, folder: Path, is_guarded: bool)
     report.add("machine", None, {"state": "ok", "values": machine(options.device)})
     getattr(module, "prepare", lambda: None)()
     for case in module.cases(setting):
-        is_wanted = not options.cases or any(text in f"{case.table}: {case.name}" for text in options.cases)
+        is_wanted = any(text in f"{case.table}: {case.name}" for text in options.cases)
         if not is_wanted or (part, case.table, case.name) in report.records():
             continue
         left = end - time.monotonic()

@@ -55,7 +55,7 @@ MODELS: dict[str, list[str]] = {
     "fastgan": ["model=fastgan", *WIDTHS],
     "stylegan2": ["model=stylegan2", "model.latent.size=16", "model.generator.w_size=16", *WIDTHS],
 }
-"""Every variant, with tiny networks."""
+"""One model of each network, game and kind of condition, with tiny networks."""
 
 DROPOUT = {
     "dcgan_5x5": ["model.discriminator.dropout=0"],

@@ -98,6 +98,8 @@ def test_choices_that_fit_anywhere_compose_and_instantiate(tmp_path: Path, chose
     overrides = [f"{names.get(group, group)}={option}" for group, option in choices.items()]
     if {"gradient_penalty", "zero_centred", "dragan"} & {*chosen}:
         overrides.append("model.discriminator.normalization=layer")
+    if "mismatch" in chosen:
+        overrides.append("model=compact_conditional")
     config = composed(*overrides, "trainer.accelerator=cpu")  # there may be no other here
     check(config, tmp_path)
     assert not config.schedule or callable(instantiate(config.schedule))

@@ -19,7 +19,6 @@ from ganforge.regularizers import (
     WeightClipping,
     ZeroCentred,
 )
-from ganforge.runtime.errors import UserError
 
 
 class Linear(nn.Module):
@@ -112,11 +111,6 @@ def test_mismatch_ranks_the_own_label_above_that_of_the_next_sample() -> None:
     value = Mismatch(1)(critic, critic(samples, labels), critic(samples, labels))
     differences = torch.tensor([1.0, 0.0, -3.0])  # by sample: its value times (label of the next one - its own)
     torch.testing.assert_close(value, torch.log1p(differences.exp()).mean())
-
-
-def test_mismatch_is_refused_without_labels() -> None:
-    with pytest.raises(UserError, match="choose a conditional model"):
-        penalty_of(Mismatch(1), Linear(torch.ones(2)))
 
 
 def test_weights_are_clipped() -> None:

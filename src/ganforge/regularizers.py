@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ganforge.losses import batch_mean
 from ganforge.randomness import for_batch
-from ganforge.runtime.errors import UserError
 from ganforge.schedules import Schedule, check_range
 
 
@@ -179,20 +178,15 @@ class DRAGAN(GradientPenalty):
 
 
 class Mismatch(Regularizer):
-    """Ranks the condition of each real sample above that of another one, by -log sigmoid of the logits' difference.
+    """Ranks the label y of each real sample above y', that of the next sample: -log sigmoid(D(x, y) - D(x, y')).
 
-    Without it, D cares little about the label of a sample that looks real, and G confuses labels. The other condition
-    is that of the next sample in the batch. A matching-aware D (Reed et al., 2016) counts such pairs as fake instead; a
-    difference suits all losses, and vanishes where both conditions are the same.
+    Without it, D cares little about the label of a sample that looks real, and G confuses labels. A matching-aware D
+    (Reed et al., 2016) counts the pairs (x, y') as fake instead; a difference suits all losses.
     """
 
     def __call__(self, critic: Critic, real: Scored, fake: Scored) -> Tensor:
-        if not isinstance(real.condition, Tensor):
-            raise UserError(
-                "regularizer=mismatch needs a discriminator that sees labels: choose a conditional model other than "
-                "lapgan_conditional, such as model=cgan, or leave mismatch out"
-            )
-        other = critic(real.samples.detach(), next_in_batch(real.condition))
+        as_seen = Critic(critic.network)  # real samples are augmented already
+        other = as_seen(real.seen.detach(), next_in_batch(real.condition))
         return softplus(other.logits - real.logits).mean()
 
 
@@ -213,12 +207,13 @@ class WeightClipping(Regularizer):
 
 
 def next_in_batch(values: Tensor) -> Tensor:
-    """The rows of the next samples in the whole batch, on all devices; those of the first one follow the last."""
-    if not torch.distributed.is_initialized():
-        return values.roll(-1, 0)
-    ranks = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(ranks, values.contiguous())
-    return torch.cat(ranks).roll(-1, 0).chunk(len(ranks))[torch.distributed.get_rank()]
+    """The rows of the next samples in the whole batch, on all devices; the first one follows the last."""
+    first = values[:1].contiguous()
+    if torch.distributed.is_initialized():
+        firsts = [torch.empty_like(first) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(firsts, first)
+        first = firsts[(torch.distributed.get_rank() + 1) % len(firsts)]
+    return torch.cat([values[1:], first])
 
 
 def _uniform_like(samples: Tensor, per_sample: bool = False) -> Tensor:

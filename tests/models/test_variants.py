@@ -439,6 +439,8 @@ def test_terms_of_the_second_stage(tmp_path: Path, pictures: Path) -> None:
         (["model=lapgan", "augment=diffaugment"], "augment=diffaugment would misalign images"),
         (["model=cgan", "model.pack=2"], r"model\.pack=2: only unconditional discriminators"),
         (["model=lapgan", "model.pack=2"], r"model\.pack=2: only unconditional discriminators"),
+        (["model=dcgan", "regularizer=mismatch"], r"regularizer=mismatch is about labels: choose a model"),
+        (["model=lapgan_conditional", "regularizer=mismatch"], r"regularizer=mismatch is about labels: choose a model"),
     ],
 )
 def test_choices_that_do_not_go_together(tmp_path: Path, options: list[str], message: str) -> None:

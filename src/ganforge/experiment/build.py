@@ -19,6 +19,7 @@ from ganforge.experiment.compatibility import (
     check_loss,
     check_optimizers,
     check_pack,
+    check_regularizers,
     has_validations,
 )
 from ganforge.experiment.profilers import make_profiler
@@ -72,6 +73,7 @@ def make_model(config: DictConfig, data: TensorData, is_new: bool) -> GAN:
     check_loss(model.loss)
     check_augment(config, model)
     check_pack(model)
+    check_regularizers(model)
     check_devices(config, model)
     model.prepare()
     if model.init_from and is_new:

@@ -15,6 +15,7 @@ from ganforge.data.base import TensorData
 from ganforge.data.pairs import Pairs
 from ganforge.losses import Loss
 from ganforge.models.gan import GAN
+from ganforge.regularizers import Mismatch
 from ganforge.runtime.devices import device_count, on_cpu, rank
 from ganforge.runtime.errors import UserError
 from ganforge.schedules import Schedule
@@ -41,6 +42,16 @@ def check_pack(model: GAN) -> None:
             f"model.pack={model.pack}: only unconditional discriminators score packs of samples, such as that of "
             "model=dcgan. Use model.pack=1"
         )
+
+
+def check_regularizers(model: GAN) -> None:
+    """Check that D sees the labels that a regularizer is about."""
+    for name, regularizer in model.regularizers.items():
+        if isinstance(regularizer, Mismatch) and (model.condition_size is None or len(model.games) != 1):
+            raise UserError(
+                f"regularizer={name} is about labels: choose a model with one discriminator that sees them, such as "
+                "model=compact_conditional"
+            )
 
 
 def check_augment(config: DictConfig, model: GAN) -> None:
